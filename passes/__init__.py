@@ -1,0 +1,44 @@
+"""The passes of pqc, one a file; `TABLE` is the explicit list, in the order of the chain."""
+
+from pqc.passes.attach_loss import AttachLoss
+from pqc.passes.attach_optimizer import AttachOptimizer
+from pqc.passes.bypass_masks import BypassMasks
+from pqc.passes.calibrate_quant import CalibrateQuant
+from pqc.passes.differentiate import Differentiate
+from pqc.passes.expose_parameters import ExposeParameters
+from pqc.passes.fix_batch import FixBatch
+from pqc.passes.fold_batchnorm import FoldBatchNorm
+from pqc.passes.fold_constants import FoldConstants
+from pqc.passes.fold_masks import FoldMasks
+from pqc.passes.fold_quant import FoldQuant
+from pqc.passes.freeze_masks import FreezeMasks
+from pqc.passes.insert_masks import InsertMasks
+from pqc.passes.insert_quant import InsertQuant
+from pqc.passes.legalize import Legalize
+from pqc.passes.normalize import Normalize
+from pqc.passes.strip_training import StripTraining
+
+from pqc.rewriting import Pass
+
+TABLE: dict[str, type[Pass]] = {
+    kind.title: kind
+    for kind in (
+        Normalize,
+        FoldConstants,
+        FoldBatchNorm,
+        Legalize,
+        InsertQuant,
+        CalibrateQuant,
+        InsertMasks,
+        BypassMasks,
+        AttachLoss,
+        ExposeParameters,
+        FixBatch,
+        Differentiate,
+        AttachOptimizer,
+        FreezeMasks,
+        FoldMasks,
+        FoldQuant,
+        StripTraining,
+    )
+}

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from pqc import graph, layers, library
+from pqc.errors import PassError, UnsupportedError
+from pqc.functions.losses import LOSSES
+from pqc.method import Method
+from pqc.options import nearest
+from pqc.rewriting import Pass
+
+# The head whose logits the loss wants: it has the same function inside, in a form that cannot overflow.
+HEADS = {"cross-entropy": "Softmax", "binary-cross-entropy": "Sigmoid"}
+TARGET, LOSS = "target", "loss"
+
+
+@dataclass(frozen=True)
+class AttachLoss(Pass):
+    """Add a loss on the first output, its target as an input, and the masks' penalties.
+
+    y = f(x) → also loss = L(logits, target) + sum of penalties; cross entropy takes what enters a final softmax.
+    Leaves the model's own outputs where they are, and a model that has a loss.
+    """
+
+    title: ClassVar[str] = "attach-loss"
+
+    loss: str = "cross-entropy"
+    options: dict[str, str] = field(default_factory=dict)
+
+    def rewrite(self, model: ir.Model) -> int:
+        main = model.graph
+        if any(value.name == LOSS for value in main.outputs):
+            return 0
+        if self.loss not in LOSSES:
+            raise PassError(
+                f"no loss '{self.loss}'{nearest(self.loss, LOSSES)}", hint=f"losses: {', '.join(LOSSES)}"
+            )
+        model.metadata_props["pqc.outputs"] = ",".join(str(value.name) for value in main.outputs)
+        prediction = logits(main.outputs[0], self.loss)
+        terms = [self._task(main, prediction), *_penalties(main)]
+        total = terms[0]
+        for number, term in enumerate(terms[1:]):
+            total = _scalar(main, "Add", [total, term], "", f"loss.sum_{number}")
+        total.name = LOSS
+        main.outputs.append(total)
+        library.link(model)
+        return 1
+
+    def _task(self, main: ir.Graph, prediction: ir.Value) -> ir.Value:
+        shape = prediction.shape
+        if prediction.dtype != ir.DataType.FLOAT or shape is None:
+            raise UnsupportedError(
+                "the first output is not a float tensor of known rank", at=f"output '{prediction.name}'"
+            )
+        labels = self.loss == "cross-entropy"
+        kind = ir.DataType.INT64 if labels else ir.DataType.FLOAT
+        target = ir.val(TARGET, kind, ir.Shape(shape.dims[:-1] if labels else shape.dims))
+        main.inputs.append(target)
+        domain, operator = LOSSES[self.loss].key
+        attributes = {name: float(value) for name, value in self.options.items()}
+        return _scalar(main, operator, [prediction, target], domain, "loss.task", attributes)
+
+
+def logits(output: ir.Value, loss: str) -> ir.Value:
+    """What the loss reads: the input of a head that the loss contains, else `output`."""
+    node = output.producer()
+    if node is not None and not node.domain and node.op_type == HEADS.get(loss):
+        assert node.inputs[0] is not None
+        return node.inputs[0]
+    return output
+
+
+def _penalties(main: ir.Graph) -> list[ir.Value]:
+    terms = []
+    for site in list(layers.masks(main)):
+        operator = site.method.penalty
+        attributes = {name: attribute.value for name, attribute in site.node.attributes.items()}
+        if operator is not None and _penalizes(site.method, attributes):
+            domain, name = operator.key
+            terms.append(
+                _scalar(main, name, [site.node.outputs[0]], domain, f"{site.weight.name}.penalty", attributes)
+            )
+    return terms
+
+
+def _penalizes(method: type[Method], attributes: dict[str, object]) -> bool:
+    known = {name: value for name, value in attributes.items() if name in method.__dataclass_fields__}
+    return method(**known).penalizes()
+
+
+def _scalar(
+    main: ir.Graph,
+    operator: str,
+    inputs: list[ir.Value],
+    domain: str,
+    name: str,
+    attributes: dict[str, object] | None = None,
+) -> ir.Value:
+    names = graph.Names(main)
+    output = ir.val(names.new(f"{name}.out"), ir.DataType.FLOAT, [])
+    node = ir.node(operator, inputs, attributes or {}, domain=domain, name=names.new(name), outputs=[output])
+    main.append(node)
+    return output

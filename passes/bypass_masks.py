@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from pqc import graph, layers
+from pqc.rewriting import CHANGES, Pass
+
+
+@dataclass(frozen=True)
+class BypassMasks(Pass):
+    """Take the learned masks out: the network before pruning starts.
+
+    W · mask → W.
+    Leaves frozen masks alone.
+    """
+
+    title: ClassVar[str] = "bypass-masks"
+    meaning: ClassVar = CHANGES
+
+    def rewrite(self, model: ir.Model) -> int:
+        sites = list(layers.masks(model.graph))
+        for site in sites:
+            site.product.outputs[0].replace_all_uses_with(site.product.inputs[0])
+        if sites:
+            graph.remove_unused(model.graph)
+        return len(sites)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import engine, graph, layers
+from pqc.fixed_point import FixedPoint, fit
+from pqc.rewriting import CHANGES, Pass, explain
+from pqc.samples import sample
+
+
+@dataclass(frozen=True)
+class CalibrateQuant(Pass):
+    """Choose the sign and the integer bits of every quantizer from the numbers it meets.
+
+    Quant with (k, i, f) → Quant with the same number of magnitude bits, k = 1 where negative numbers occur, and
+    i with the least squared error. `data` is an .npz of arrays by input name; without it inputs are random.
+    Leaves quantizers that are not plain fixed point: other scales, zero points, per-channel.
+    """
+
+    title: ClassVar[str] = "calibrate-quant"
+    meaning: ClassVar = CHANGES
+
+    data: str = ""
+    samples: int = 4096
+
+    def rewrite(self, model: ir.Model) -> int:
+        quants = [node for node in model.graph if layers.is_quant(node) and _kind(node) is not None]
+        activations = [node for node in quants if graph.constant(node.inputs[0]) is None]
+        numbers = _activations(model, activations, self._feeds(model))
+        changed = 0
+        for node in quants:
+            array = numbers[node.inputs[0].name] if node in activations else graph.constant(node.inputs[0])
+            changed += _set(node, fit(np.asarray(array), _width(node)))
+        return changed
+
+    def _feeds(self, model: ir.Model) -> dict[str, np.ndarray]:
+        feeds = sample(model, self.samples)
+        if self.data:
+            with np.load(Path(self.data), allow_pickle=False) as arrays:
+                feeds |= {name: arrays[name][: self.samples] for name in feeds if name in arrays}
+        return feeds
+
+
+def _kind(node: ir.Node) -> FixedPoint | None:
+    """The fixed point type of a quantizer, or None if it is of another kind."""
+    grid = layers.grid(node)
+    if grid is None or grid.scale.size != 1 or grid.bits.size != 1 or np.any(grid.zero_point) or grid.narrow:
+        return None
+    fraction = -np.log2(float(grid.scale.reshape(())))
+    if fraction != int(fraction):
+        return None
+    k, bits, f = int(grid.signed), int(grid.bits.reshape(())), int(fraction)
+    return FixedPoint(k, bits - k - f, f)
+
+
+def _width(node: ir.Node) -> int:
+    kind = _kind(node)
+    assert kind is not None
+    return kind.i + kind.f
+
+
+def _activations(
+    model: ir.Model, quants: list[ir.Node], feeds: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What enters each quantizer when none of them rounds."""
+    floating = graph.copy(model)
+    wanted = {node.name for node in quants}
+    values = []
+    for node in list(floating.graph):
+        if node.name in wanted:
+            node.outputs[0].replace_all_uses_with(node.inputs[0], True)
+            values.append(node.inputs[0])
+    fresh = [value for value in dict.fromkeys(values) if not value.is_graph_input()]
+    floating.graph.outputs[:] = fresh
+    found = dict(feeds)
+    return found | engine.evaluate(floating, feeds) if fresh else found
+
+
+def _set(node: ir.Node, kind: FixedPoint) -> bool:
+    if kind == _kind(node):
+        return False
+    _, scale, _, bits = node.inputs
+    graph.set_initializer(scale, np.asarray(kind.scale))
+    graph.set_initializer(bits, np.asarray(kind.bits, np.float32))
+    node.attributes["signed"] = ir.AttrInt64("signed", kind.k)
+    explain(node, f"now ({kind})")
+    return True

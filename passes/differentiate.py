@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+from pqc.passes.attach_loss import LOSS
+from pqc.passes.expose_parameters import THETA
+
+from pqc import engine, graph, library
+from pqc.errors import PassError, UnsupportedError
+from pqc.functions.operator import GRADIENT
+from pqc.rewriting import Pass
+from pqc.samples import sample
+
+SUFFIX = "_grad"
+
+
+@dataclass(frozen=True)
+class Differentiate(Pass):
+    """Add the backward pass: the gradient of the loss with respect to theta.
+
+    loss(x, target, theta) → also theta_grad. Other outputs go, so that nothing is computed that training does not
+    read. Every gradient's shape is compared with its tensor's in a trial run.
+    Leaves a graph that has a gradient.
+    """
+
+    title: ClassVar[str] = "differentiate"
+
+    def rewrite(self, model: ir.Model) -> int:
+        if any(value.name == THETA + SUFFIX for value in model.graph.outputs):
+            return 0
+        loss = next((value for value in model.graph.outputs if value.name == LOSS), None)
+        if loss is None or THETA not in model.graph.initializers:
+            raise PassError("there is no loss or no theta", hint="run attach-loss,expose-parameters first")
+        check_trainable(model.graph)
+        main = model.graph
+        main.outputs[:] = [loss]
+        graph.remove_unused(main)
+        library.link(model, gradients=True)
+        differentiated = graph.from_proto(engine.gradient_graph(graph.to_proto(model), LOSS, [THETA]))
+        _inherit_attributes(differentiated.graph)
+        model.graph = differentiated.graph
+        library.link(model)
+        check_shapes(model)
+        return 1
+
+
+def check_trainable(main: ir.Graph) -> None:
+    """Refuse what the engine would differentiate wrongly without a word.
+
+    Raises:
+        UnsupportedError: names the node.
+    """
+    for node in main:
+        if node.op_type == "AveragePool" and not isinstance(node.inputs[0].shape[0], int):
+            raise UnsupportedError(
+                "the engine loses the gradient of AveragePool when the batch size is not a number",
+                at=f"node '{node.name}'",
+                hint="run fix-batch{size=…} before differentiate",
+            )
+
+
+def _inherit_attributes(main: ir.Graph) -> None:
+    """Copy the attributes of a forward node to its gradient node, which the engine makes bare."""
+    forward = {node.name: node for node in main}
+    for node in main:
+        if node.domain != GRADIENT.domain:
+            continue
+        known = {attribute.name for attribute in library.bodies()[node.domain, node.op_type].attribute_proto}
+        origin = forward[(node.name or "").split("_Grad/")[0]]
+        for name, attribute in origin.attributes.items():
+            if name in known:
+                node.attributes[name] = attribute
+
+
+def check_shapes(model: ir.Model) -> None:
+    """Run the graph once and compare each gradient's shape with its tensor's.
+
+    Raises:
+        PassError: names the tensor; a wrong shape means wrong training.
+    """
+    trial = graph.copy(model)
+    values = {value.name: value for value in graph.values(trial.graph)}
+    names = [name for name in values if name and f"{name}{SUFFIX}" in values]
+    kept = [value for name in names for value in (values[name], values[f"{name}{SUFFIX}"])]
+    trial.graph.outputs[:] = [value for value in kept if not value.is_graph_input()]
+    arrays = {**sample(trial, 2)}
+    arrays |= {name: graph.stored(values[name]) for name in names if values[name].is_initializer()}
+    arrays |= engine.evaluate(trial, sample(trial, 2))
+    for name in names:
+        found, expected = arrays[f"{name}{SUFFIX}"].shape, arrays[name].shape
+        if found != expected:
+            raise PassError(
+                f"the gradient of '{name}' has shape {list(found)} instead of {list(expected)}",
+                at="differentiate",
+                hint="run legalize first; if it did run, report the model",
+            )

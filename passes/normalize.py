@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from pqc import graph, layers
+from pqc.errors import UnsupportedError
+from pqc.rewriting import Pass, explain
+
+KNOWN_DOMAINS = ("", "ai.onnx", graph.QONNX)
+
+
+@dataclass(frozen=True)
+class Normalize(Pass):
+    """Bring a model into the one form that the other passes know.
+
+    Any opset, Constant nodes, unnamed or doubly named nodes, Identity, unknown shapes → the newest opset that the
+    engine takes, initializers, unique names, no Identity, inferred shapes.
+    Leaves what computes alone: no arithmetic changes.
+    """
+
+    title: ClassVar[str] = "normalize"
+
+    def rewrite(self, model: ir.Model) -> int:
+        before = _text(model)
+        check_operators(model)
+        _convert(model)
+        for node in model.graph:
+            if layers.is_quant(node):
+                _spell_quant(node)
+        for library_pass in (
+            common.RemoveInitializersFromInputsPass(),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            common.IdentityEliminationPass(),
+        ):
+            library_pass(model)
+        graph.remove_unused(model.graph)
+        _name(model.graph)
+        if not _shapes_known(model.graph):
+            infer_shapes(model)
+        return int(_text(model) != before)
+
+
+def check_operators(model: ir.Model) -> None:
+    """Refuse operators that neither ONNX, QONNX nor the model itself defines.
+
+    Raises:
+        UnsupportedError: names the node and the operator.
+    """
+    for node in model.graph.all_nodes():
+        own = (node.domain, node.op_type, node.overload) in model.functions
+        known = (
+            own
+            or node.domain.startswith("pqc.")
+            or _known(node, model.graph.opset_imports.get("", graph.OPSET))
+        )
+        if not known:
+            raise UnsupportedError(
+                f"unknown operator {node.domain + '::' if node.domain else ''}{node.op_type}",
+                at=f"node '{node.name or node.outputs[0].name}'",
+                hint="export with standard ONNX operators",
+            )
+
+
+def _known(node: ir.Node, opset: int) -> bool:
+    if node.domain == graph.QONNX:
+        return node.op_type in ("Quant", "BipolarQuant", "Trunc")
+    if node.domain not in KNOWN_DOMAINS:
+        return False
+    return bool(onnx.defs.has(node.op_type, opset, ""))
+
+
+def _convert(model: ir.Model) -> None:
+    version = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", graph.OPSET))
+    if version == graph.OPSET:
+        return
+    try:
+        proto = onnx.version_converter.convert_version(graph.to_proto(model), graph.OPSET)
+    except Exception as error:  # the converter's C++ errors share no narrower base
+        raise UnsupportedError(
+            f"cannot convert from opset {version} to {graph.OPSET}: {str(error).splitlines()[0]}",
+            hint="export the model with opset_version=17",
+        ) from error
+    converted = graph.from_proto(proto)
+    model.graph = converted.graph
+    model.ir_version = graph.IR_VERSION
+
+
+def _spell_quant(node: ir.Node) -> None:
+    """QONNX reads the rounding mode in any case; the function body in upper case only."""
+    mode = str(node.attributes.get_string("rounding_mode", "ROUND")).upper()
+    if mode != node.attributes.get_string("rounding_mode", ""):
+        node.attributes["rounding_mode"] = ir.AttrString("rounding_mode", mode)
+
+
+def _name(main: ir.Graph) -> None:
+    names = graph.Names(main)
+    seen: set[str] = set()
+    for node in main:
+        if node.name and node.name not in seen:
+            seen.add(node.name)
+            continue
+        node.name = names.new(node.name or f"{node.op_type}_{node.outputs[0].name}")
+        seen.add(node.name)
+        explain(node, "named")
+
+
+def _shapes_known(main: ir.Graph) -> bool:
+    return all(
+        output.shape is not None and output.dtype is not None for node in main for output in node.outputs
+    )
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Fill in shapes and types, through the bodies of pqc's functions too."""
+    proto = onnx.shape_inference.infer_shapes(graph.to_proto(model), data_prop=True)
+    known = {info.name: info for info in (*proto.graph.value_info, *proto.graph.output)}
+    for node in model.graph:
+        for output in node.outputs:
+            info = known.get(output.name or "")
+            if info is not None and info.type.tensor_type.elem_type:
+                output.dtype = ir.DataType(info.type.tensor_type.elem_type)
+                if info.type.tensor_type.HasField("shape"):
+                    output.shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+
+
+def _text(model: ir.Model) -> bytes:
+    return graph.to_proto(model).SerializeToString(deterministic=True)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from pqc.passes.expose_parameters import LAYOUT, THETA, layout
+
+from pqc import graph, library
+from pqc.rewriting import Pass
+
+OUTPUTS = "pqc.outputs"
+
+
+@dataclass(frozen=True)
+class StripTraining(Pass):
+    """Remove the training parts: loss, target, gradients, optimizer, theta, function bodies.
+
+    A graph with a loss or a whole training step → the network with its own inputs, outputs and initializers.
+    Leaves Quant nodes and learned masks; freeze-masks and fold-masks take those.
+    """
+
+    title: ClassVar[str] = "strip-training"
+
+    def rewrite(self, model: ir.Model) -> int:
+        main = model.graph
+        changed = _restore_outputs(model) + _restore_parameters(model)
+        changed += graph.remove_unused(main)
+        dead = [value for value in main.inputs if not value.uses() and value.name in _TRAINING_INPUTS]
+        dead += [value for value in main.inputs if value.name in main.initializers]
+        for value in dead:
+            main.inputs.remove(value)
+            if not value.uses():
+                main.initializers.pop(value.name, None)
+        changed += len(dead) + library.unlink(model)
+        for key in (OUTPUTS, LAYOUT):
+            changed += model.metadata_props.pop(key, None) is not None
+        return changed
+
+
+_TRAINING_INPUTS = frozenset({"target"})
+
+
+def _restore_outputs(model: ir.Model) -> int:
+    names = model.metadata_props.get(OUTPUTS)
+    if names is None:
+        return 0
+    by_name = {value.name: value for value in graph.values(model.graph)}
+    model.graph.outputs[:] = [by_name[name] for name in names.split(",")]
+    return 1
+
+
+def _restore_parameters(model: ir.Model) -> int:
+    """Turn the slices of theta back into initializers of their own."""
+    main = model.graph
+    theta = main.initializers.get(THETA)
+    if theta is None:
+        return 0
+    flat = graph.stored(theta)
+    by_name = {value.name: value for value in graph.values(main)}
+    start = 0
+    for name, shape, _ in layout(model):
+        size = int(np.prod(shape))
+        value = by_name[name]
+        value.name = f"{name}.slice.out"
+        own = graph.add_initializer(main, name, flat[start : start + size].reshape(shape))
+        value.replace_all_uses_with(own)
+        start += size
+    return len(layout(model))

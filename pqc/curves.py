@@ -1,0 +1,94 @@
+"""Closed-form curves over epochs or steps, written as text: `exp(1, 200)`.
+
+A curve takes the position n and the length N: it is at its start at n = 0 and at its end at n = N - 1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+from pqc.errors import PqcError
+from pqc.options import nearest
+
+Curve = Callable[[float, int], float]
+
+_CALL = re.compile(r"\s*([a-z_]+)\s*\(([^()]*)\)\s*")
+
+
+def _part(n: float, length: int) -> float:
+    return n / (length - 1) if length > 1 else float(n)
+
+
+def constant(value: float) -> Curve:
+    """The same number always."""
+    return lambda n, length: value
+
+
+def linear(start: float, end: float) -> Curve:
+    """A straight line."""
+    return lambda n, length: start + (end - start) * _part(n, length)
+
+
+def exp(start: float, end: float) -> Curve:
+    """A constant factor a step: start (end/start)^(n/(N-1))."""
+    return lambda n, length: start * (end / start) ** _part(n, length)
+
+
+def cosine(start: float, end: float) -> Curve:
+    """Half a cosine wave."""
+    return lambda n, length: end + (start - end) * (1 + math.cos(math.pi * min(_part(n, length), 1.0))) / 2
+
+
+def step(value: float, factor: float, *fractions: float) -> Curve:
+    """`value`, multiplied by `factor` at each of the fractions of the length."""
+    return lambda n, length: value * factor ** sum(n >= fraction * length for fraction in fractions)
+
+
+def warmup_cosine(start: float, end: float, warmup: float) -> Curve:
+    """A straight rise to `start` over the fraction `warmup`, then half a cosine wave to `end`."""
+    falling = cosine(start, end)
+
+    def curve(n: float, length: int) -> float:
+        rise = warmup * length
+        return start * (n + 1) / rise if n + 1 < rise else falling(n, length)
+
+    return curve
+
+
+CURVES: dict[str, Callable[..., Curve]] = {
+    "constant": constant,
+    "linear": linear,
+    "exp": exp,
+    "cosine": cosine,
+    "step": step,
+    "warmup_cosine": warmup_cosine,
+}
+
+
+def parse(text: str | float) -> Curve:
+    """Read a curve: a number, or `name(numbers)`.
+
+    Raises:
+        PqcError: no such curve, or the wrong numbers for it.
+    """
+    if isinstance(text, int | float):
+        return constant(float(text))
+    match = _CALL.fullmatch(text)
+    try:
+        if match is None:
+            return constant(float(text))
+        name, inside = match.groups()
+        if name not in CURVES:
+            raise PqcError(
+                f"no curve '{name}'{nearest(name, CURVES)}", hint=f"curves are: {', '.join(CURVES)}"
+            )
+        curve = CURVES[name](*(float(part) for part in inside.split(",") if part.strip()))
+        if not all(math.isfinite(curve(n, 3)) for n in range(3)):
+            raise ValueError("not finite")
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        raise PqcError(
+            f"cannot read the curve '{text}'", hint="write a number or, for example, exp(1, 200)"
+        ) from error
+    return curve

@@ -1,0 +1,198 @@
+"""onnxruntime-training behind one door: differentiation at build time, kernels at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from pqc import graph, library
+from pqc.errors import EnvironmentFault, GraphError, UnsupportedError
+from pqc.functions import standard
+
+ENGINE_VERSION = "1.19.2"
+REPAIR = f"pip install --force-reinstall --no-deps onnxruntime-training-cpu=={ENGINE_VERSION}"
+
+
+@cache
+def bindings() -> ModuleType:
+    """The C bindings of the training build, with every gradient of pqc registered.
+
+    The registry is global to the process and keeps the first entry of a key.
+
+    Raises:
+        EnvironmentFault: onnxruntime is missing, or another build lies in its folder.
+    """
+    try:
+        from onnxruntime.capi import _pybind_state as state
+    except ImportError as error:
+        raise EnvironmentFault("onnxruntime-training is not installed", hint=f"run: {REPAIR}") from error
+    if not hasattr(state, "GradientGraphBuilder"):
+        raise EnvironmentFault(
+            "onnxruntime is in place, but not its training build (another package has overwritten it)",
+            hint=f"run: {REPAIR}, or `pqc doctor --repair`",
+        )
+    for operator in library.operators().values():
+        if operator.gradient is not None:
+            domain, name = operator.key
+            call = (
+                operator.gradient.name,
+                operator.gradient.opset.domain,
+                list(operator.arguments),
+                list(operator.results),
+            )
+            state.register_gradient_definition(f"{domain}::{name}", [_definition(state, *call)])
+    for name, nodes in standard.GRADIENTS.items():
+        definitions = [_definition(state, kind, "", inputs, outputs) for kind, inputs, outputs in nodes]
+        state.register_gradient_definition(f"::{name}", definitions)
+    return state
+
+
+def _definition(state: ModuleType, name: str, domain: str, inputs: list[str], outputs: list[str]) -> object:
+    definition = state.GradientNodeDefinition()
+    definition.op_type, definition.domain = name, domain
+    definition.inputs, definition.outputs, definition.attributes = inputs, outputs, []
+    return definition
+
+
+def gradient_graph(proto: onnx.ModelProto, loss: str, parameters: Sequence[str]) -> onnx.ModelProto:
+    """`proto` with the backward pass: one more output `<parameter>_grad` for each of `parameters`.
+
+    Raises:
+        UnsupportedError: an operator on the way has no gradient, or a parameter does not reach the loss.
+    """
+    state = bindings()
+    options = state.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        builder = state.GradientGraphBuilder(
+            proto.SerializeToString(), {loss}, set(parameters), loss, options
+        )
+        builder.build()
+        return onnx.load_model_from_string(builder.get_model())
+    except RuntimeError as error:
+        raise UnsupportedError(
+            f"the graph cannot be differentiated: {_reason(error)}",
+            hint="`pqc list operators` says what trains; `pqc opt --explain` shows what was rewritten",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The engine's message without the place in its source."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for mark in (" was false. ", "[ONNXRuntimeError] : "):
+        text = text.split(mark)[-1]
+    return text
+
+
+class Session:
+    """A graph that runs: arrays in and out by name.
+
+    Args:
+        model: the graph; bodies of pqc's operators are attached where it lacks them.
+        device: `cpu` or `cuda`.
+        threads: threads inside an operator; one is the fastest for small networks.
+    """
+
+    def __init__(self, model: ir.Model, *, device: str = "cpu", threads: int = 1) -> None:
+        import onnxruntime as ort
+
+        bindings()
+        linked = graph.copy(model)
+        library.link(linked)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        try:
+            self.session = ort.InferenceSession(
+                graph.to_proto(linked).SerializeToString(), options, providers=providers(device)
+            )
+        except Exception as error:  # the bindings' exceptions share no narrower base
+            raise GraphError(f"the engine refuses the graph: {_reason(error)}") from error
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name.
+
+        Raises:
+            GraphError: a kernel failed, for example on a shape.
+        """
+        try:
+            return dict(
+                zip(
+                    self.outputs,
+                    self.session.run(None, {name: np.asarray(array) for name, array in feeds.items()}),
+                    strict=True,
+                )
+            )
+        except Exception as error:  # the bindings' exceptions share no narrower base
+            raise GraphError(f"running the graph failed: {_reason(error)}") from error
+
+
+def providers(device: str) -> list[str]:
+    """The execution providers of `device`.
+
+    Raises:
+        EnvironmentFault: the card or the CUDA build is missing.
+    """
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    import onnxruntime as ort
+
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise EnvironmentFault(
+            "the engine in place has no CUDA",
+            hint=f"on Python 3.11 with CUDA 11.8 and cuDNN 8, run: pip install --force-reinstall --no-deps "
+            f"onnxruntime-training=={ENGINE_VERSION}; or use --device cpu",
+        )
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def evaluate(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run `model` once."""
+    return Session(model).run(feeds)
+
+
+def call(
+    function: onnx.FunctionProto, inputs: Sequence[np.ndarray], attributes: Mapping[str, object]
+) -> list[np.ndarray]:
+    """Run one function on arrays.
+
+    Raises:
+        GraphError: the function does not take these inputs.
+    """
+    names = [f"in{i}" for i in range(len(inputs))]
+    known = {attribute.name for attribute in function.attribute_proto} | set(function.attribute)
+    node = onnx.helper.make_node(
+        function.name,
+        names,
+        list(function.output),
+        domain=function.domain,
+        **{name: value for name, value in attributes.items() if name in known},
+    )
+    values = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
+        for name, array in zip(names, map(np.asarray, inputs), strict=True)
+    ]
+    outputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in function.output
+    ]
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "call", values, outputs),
+        opset_imports=[
+            onnx.helper.make_opsetid("", graph.OPSET),
+            onnx.helper.make_opsetid(function.domain, 1),
+        ],
+        functions=[function],
+        ir_version=graph.IR_VERSION,
+    )
+    session = Session(graph.from_proto(proto))
+    return list(session.run(dict(zip(names, inputs, strict=True))).values())

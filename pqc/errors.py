@@ -1,0 +1,108 @@
+"""What can go wrong, as one tree.
+
+PqcError              exit code 1
+├── UsageError        exit code 2: the command line itself
+├── ScheduleError     a schedule file: file, line, key
+├── GraphError        a model that is broken, or a node in it
+│   └── UnsupportedError  a valid model that pqc or its target cannot take
+├── PipelineError     the text of a pipeline
+├── PassError         a pass failed, or broke what it declared
+├── DataError         arrays: shape, type, values
+├── TrainingError     divergence
+│   └── Interrupted   stopped by the user; a checkpoint was written
+├── HardwareError     hls4ml, the compiler, the emulation
+└── EnvironmentFault  a missing program or a wrong build of a package
+"""
+
+from __future__ import annotations
+
+
+class PqcError(Exception):
+    """An error with a place and a hint, printed as one paragraph.
+
+    Args:
+        message: what is wrong, naming the thing, what was expected and what was found.
+        at: where: a file and line, a node, an epoch.
+        hint: what to do about it.
+    """
+
+    exit_code = 1
+    label = "error"
+
+    def __init__(self, message: str, *, at: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.at = at
+        self.hint = hint
+
+    def __str__(self) -> str:
+        place = f"{self.at}: " if self.at else ""
+        hint = f"\nhint: {self.hint}" if self.hint else ""
+        return f"{place}{self.message}{hint}"
+
+
+class UsageError(PqcError):
+    """The command line cannot be understood."""
+
+    exit_code = 2
+    label = "usage error"
+
+
+class ScheduleError(PqcError):
+    """A schedule file has a wrong key, type or value."""
+
+    label = "schedule error"
+
+
+class GraphError(PqcError):
+    """A model file or graph is broken."""
+
+    label = "model error"
+
+
+class UnsupportedError(GraphError):
+    """A valid model holds something that pqc or its target cannot take."""
+
+    label = "unsupported model"
+
+
+class PipelineError(PqcError):
+    """The text of a pipeline cannot be parsed."""
+
+    label = "pipeline error"
+
+
+class PassError(PqcError):
+    """A pass failed, or its result is not what it declares."""
+
+    label = "pass error"
+
+
+class DataError(PqcError):
+    """Data do not fit the model."""
+
+    label = "data error"
+
+
+class TrainingError(PqcError):
+    """Training diverged."""
+
+    label = "training error"
+
+
+class Interrupted(TrainingError):
+    """Training was stopped by the user; its checkpoint can be resumed."""
+
+    label = "interrupted"
+
+
+class HardwareError(PqcError):
+    """hls4ml, the C++ compiler or the emulation failed."""
+
+    label = "hardware error"
+
+
+class EnvironmentFault(PqcError):
+    """A program is missing, or the wrong build of a package is in place."""
+
+    label = "environment error"

@@ -1,0 +1,73 @@
+"""Fixed point types (k, i, f): sign bit, integer bits without the sign, fractional bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Numbers q * 2^-f with -k 2^(i+f) <= q < 2^(i+f); `ap_fixed<k+i+f, k+i>` in hardware.
+
+    Raises:
+        ValueError: k is not 0 or 1, or no bit is left.
+    """
+
+    k: int
+    i: int
+    f: int
+
+    def __post_init__(self) -> None:
+        if self.k not in (0, 1):
+            raise ValueError(f"the sign bit k is 0 or 1, not {self.k}")
+        if not 1 <= self.k + self.i + self.f <= 32 or self.i + self.f < 1:
+            raise ValueError(
+                f"({self}) has {self.k + self.i + self.f} bits; 1 to 32 with one of magnitude are needed"
+            )
+
+    @property
+    def bits(self) -> int:
+        """The total width."""
+        return self.k + self.i + self.f
+
+    @property
+    def scale(self) -> np.float32:
+        """The value of the last bit, exactly."""
+        return np.float32(np.ldexp(1.0, -self.f))
+
+    @classmethod
+    def parse(cls, text: str) -> FixedPoint:
+        """Read `k,i,f`.
+
+        Raises:
+            ValueError: not three integers, or not a type.
+        """
+        parts = text.split(",")
+        if len(parts) != 3:
+            raise ValueError(f"expected k,i,f and got '{text}'")
+        return cls(*(int(part) for part in parts))
+
+    def __str__(self) -> str:
+        return f"{self.k},{self.i},{self.f}"
+
+
+def quantize(x: np.ndarray, kind: FixedPoint) -> np.ndarray:
+    """Saturate `x` to the range of `kind` and round half to even, as Quant does with ROUND."""
+    high = np.ldexp(1.0, kind.i + kind.f) - 1
+    low = -kind.k * np.ldexp(1.0, kind.i + kind.f)
+    return np.ldexp(np.round(np.clip(np.ldexp(x.astype(np.float64), kind.f), low, high)), -kind.f)
+
+
+def fit(x: np.ndarray, width: int, candidates: int = 6) -> FixedPoint:
+    """The fixed point type of `width` magnitude bits with the least squared error on the sample `x`.
+
+    The sign bit comes on top where `x` has a negative value. Integer bits are tried from what the largest
+    magnitude needs downward: losing a tail may be cheaper than losing resolution.
+    """
+    k = int(x.min(initial=0.0) < 0)
+    peak = float(np.abs(x).max(initial=0.0))
+    top = int(np.ceil(np.log2(peak))) if peak > 0 else 0
+    types = [FixedPoint(k, i, width - i) for i in range(top + 1, top - candidates, -1)]
+    return min(types, key=lambda kind: float(np.square(quantize(x, kind) - x).mean()))

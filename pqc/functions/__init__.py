@@ -1,0 +1,1 @@
+"""The operators of pqc: what they compute, forward and backward, as ONNX functions."""

@@ -1,0 +1,100 @@
+"""Losses: logits or predictions and targets in, one scalar out, each with its gradient.
+
+Every loss is a mean: over the positions for `CrossEntropy`, over all elements for the others.
+"""
+
+from __future__ import annotations
+
+from onnxscript import FLOAT, INT64, script
+from onnxscript import opset21 as op
+
+from pqc.functions.operator import GRADIENT, LOSS, Operator
+
+
+@script(LOSS, default_opset=op)
+def CrossEntropy(logits: FLOAT, target: INT64, smoothing: float = 0.0) -> FLOAT:
+    """Cross entropy of logits [..., classes] with labels [...]; `smoothing` goes evenly to all classes."""
+    log_p = op.LogSoftmax(logits, axis=-1)
+    picked = op.GatherElements(log_p, op.Unsqueeze(target, op.Constant(value_ints=[-1])), axis=-1)
+    share = op.Constant(value_float=smoothing)
+    mean_picked = op.ReduceMean(picked, keepdims=0)
+    return (share - 1.0) * mean_picked - share * op.ReduceMean(log_p, keepdims=0)
+
+
+@script(GRADIENT, default_opset=op)
+def CrossEntropyGrad(dloss: FLOAT, logits: FLOAT, target: INT64, smoothing: float = 0.0) -> FLOAT:
+    """dloss * (softmax - smoothed one-hot) / positions."""
+    p = op.Softmax(logits, axis=-1)
+    classes = op.Shape(logits, start=-1)
+    one_hot = op.OneHot(target, classes, op.Constant(value_floats=[0.0, 1.0]), axis=-1)
+    share = op.Constant(value_float=smoothing)
+    wanted = (1.0 - share) * one_hot + share / op.Cast(classes, to=1)
+    return (p - wanted) * (dloss / op.Cast(op.Size(target), to=1))
+
+
+@script(LOSS, default_opset=op)
+def BinaryCrossEntropyWithLogits(logits: FLOAT, target: FLOAT) -> FLOAT:
+    """max(x, 0) - x t + log(1 + exp(-|x|)), which cannot overflow."""
+    tail = op.Log(1.0 + op.Exp(op.Neg(op.Abs(logits))))
+    return op.ReduceMean(op.Relu(logits) - logits * target + tail, keepdims=0)
+
+
+@script(GRADIENT, default_opset=op)
+def BinaryCrossEntropyWithLogitsGrad(dloss: FLOAT, logits: FLOAT, target: FLOAT) -> FLOAT:
+    """dloss * (sigmoid(x) - t) / elements."""
+    return (op.Sigmoid(logits) - target) * (dloss / op.Cast(op.Size(target), to=1))
+
+
+@script(LOSS, default_opset=op)
+def MeanSquaredError(prediction: FLOAT, target: FLOAT) -> FLOAT:
+    """mean((y - t)²)"""
+    error = prediction - target
+    return op.ReduceMean(error * error, keepdims=0)
+
+
+@script(GRADIENT, default_opset=op)
+def MeanSquaredErrorGrad(dloss: FLOAT, prediction: FLOAT, target: FLOAT) -> FLOAT:
+    """dloss * 2 (y - t) / elements."""
+    return (prediction - target) * (2.0 * dloss / op.Cast(op.Size(target), to=1))
+
+
+@script(LOSS, default_opset=op)
+def MeanAbsoluteError(prediction: FLOAT, target: FLOAT) -> FLOAT:
+    """mean(|y - t|)"""
+    return op.ReduceMean(op.Abs(prediction - target), keepdims=0)
+
+
+@script(GRADIENT, default_opset=op)
+def MeanAbsoluteErrorGrad(dloss: FLOAT, prediction: FLOAT, target: FLOAT) -> FLOAT:
+    """dloss * sign(y - t) / elements, 0 where y = t."""
+    return op.Sign(prediction - target) * (dloss / op.Cast(op.Size(target), to=1))
+
+
+@script(LOSS, default_opset=op)
+def Huber(prediction: FLOAT, target: FLOAT, delta: float = 1.0) -> FLOAT:
+    """mean(e²/2 where |e| <= delta, else delta (|e| - delta/2)), written with c = min(|e|, delta)."""
+    bound = op.Constant(value_float=delta)
+    error = op.Abs(prediction - target)
+    c = op.Min(error, bound)
+    return op.ReduceMean(c * (error - 0.5 * c), keepdims=0)
+
+
+@script(GRADIENT, default_opset=op)
+def HuberGrad(dloss: FLOAT, prediction: FLOAT, target: FLOAT, delta: float = 1.0) -> FLOAT:
+    """dloss * clip(y - t, -delta, delta) / elements."""
+    bound = op.Constant(value_float=delta)
+    error = op.Max(op.Min(prediction - target, bound), op.Neg(bound))
+    return error * (dloss / op.Cast(op.Size(target), to=1))
+
+
+_ARGUMENTS = ("GO(0)", "I(0)", "I(1)")
+
+LOSSES: dict[str, Operator] = {
+    "cross-entropy": Operator(CrossEntropy, CrossEntropyGrad, _ARGUMENTS),
+    "binary-cross-entropy": Operator(
+        BinaryCrossEntropyWithLogits, BinaryCrossEntropyWithLogitsGrad, _ARGUMENTS
+    ),
+    "mse": Operator(MeanSquaredError, MeanSquaredErrorGrad, _ARGUMENTS),
+    "l1": Operator(MeanAbsoluteError, MeanAbsoluteErrorGrad, _ARGUMENTS),
+    "huber": Operator(Huber, HuberGrad, _ARGUMENTS),
+}

@@ -1,0 +1,47 @@
+"""What an operator of pqc is: an ONNX function, and the function that is its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnxscript import OnnxFunction
+from onnxscript.values import Opset
+
+GRADIENT = Opset("pqc.gradient", 1)
+MASK = Opset("pqc.mask", 1)
+PENALTY = Opset("pqc.penalty", 1)
+LOSS = Opset("pqc.loss", 1)
+OPTIMIZER = Opset("pqc.optimizer", 1)
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A function node that stays one node through differentiation.
+
+    Args:
+        function: the forward body.
+        gradient: the body that gives input gradients, or None where nothing upstream is trained. It sees the
+            forward node's attributes of the same names.
+        arguments: the gradient's inputs: `GO(i)` is the gradient of output i, `I(i)` and `O(i)` the forward
+            inputs and outputs.
+        results: the gradient's outputs: `GI(i)` is the gradient of input i.
+    """
+
+    function: OnnxFunction
+    gradient: OnnxFunction | None = None
+    arguments: Sequence[str] = ()
+    results: Sequence[str] = ("GI(0)",)
+
+    @property
+    def key(self) -> Key:
+        """Domain and name of the forward node."""
+        return self.function.opset.domain, self.function.name
+
+    def bodies(self) -> list[onnx.FunctionProto]:
+        """The forward body, and the gradient's where there is one."""
+        functions = [self.function] if self.gradient is None else [self.function, self.gradient]
+        return [function.to_function_proto() for function in functions]

@@ -1,0 +1,137 @@
+"""Optimizers on one flat parameter vector, with PyTorch's definitions.
+
+`rate` multiplies the learning rate element by element: 0 freezes, so groups need no graph of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from onnxscript import FLOAT, script
+from onnxscript import opset21 as op
+
+from pqc.functions.operator import OPTIMIZER, Operator
+
+
+@script(OPTIMIZER, default_opset=op)
+def Adam(
+    theta: FLOAT,
+    gradient: FLOAT,
+    rate: FLOAT,
+    learning_rate: FLOAT,
+    correction1: FLOAT,
+    correction2: FLOAT,
+    first: FLOAT,
+    second: FLOAT,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: int = 0,
+):
+    """theta - lr/c1 * m / (sqrt(v/c2) + eps), the decay added to the gradient or, decoupled, taken off theta."""
+    b1 = op.Constant(value_float=beta1)
+    b2 = op.Constant(value_float=beta2)
+    decay = op.Constant(value_float=weight_decay)
+    step = learning_rate * rate
+    if op.Constant(value_int=decoupled) == 1:
+        g = op.Identity(gradient)
+        start = theta - theta * (step * decay)
+    else:
+        g = gradient + theta * decay
+        start = op.Identity(theta)
+    m = b1 * first + (1.0 - b1) * g
+    v = b2 * second + (1.0 - b2) * (g * g)
+    root = op.Sqrt(v / correction2) + op.Constant(value_float=epsilon)
+    return start - (step / correction1) * (m / root), m, v
+
+
+@script(OPTIMIZER, default_opset=op)
+def SGD(
+    theta: FLOAT,
+    gradient: FLOAT,
+    rate: FLOAT,
+    learning_rate: FLOAT,
+    first: FLOAT,
+    momentum: float = 0.0,
+    nesterov: int = 0,
+    weight_decay: float = 0.0,
+):
+    """theta - lr * m with m = momentum m + g; Nesterov's look-ahead uses g + momentum m."""
+    mu = op.Constant(value_float=momentum)
+    g = gradient + theta * op.Constant(value_float=weight_decay)
+    m = mu * first + g
+    if op.Constant(value_int=nesterov) == 1:
+        direction = g + mu * m
+    else:
+        direction = op.Identity(m)
+    return theta - (learning_rate * rate) * direction, m
+
+
+@dataclass(frozen=True)
+class AdamOptimizer:
+    """Adam (Kingma & Ba, 2015), with L2 decay in the gradient as in `torch.optim.Adam`."""
+
+    operator: ClassVar[Operator] = Operator(Adam)
+    slots: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
+    decoupled: ClassVar[int] = 0
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+
+    def attributes(self) -> dict[str, float | int]:
+        """The node's attributes."""
+        return {
+            "beta1": self.beta1,
+            "beta2": self.beta2,
+            "epsilon": self.epsilon,
+            "weight_decay": self.weight_decay,
+            "decoupled": self.decoupled,
+        }
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """The bias corrections 1 - beta^step at the 1-based `step`, from the float32 betas that the graph holds."""
+        beta1, beta2 = float(np.float32(self.beta1)), float(np.float32(self.beta2))
+        return {"correction1": 1.0 - beta1**step, "correction2": 1.0 - beta2**step}
+
+
+@dataclass(frozen=True)
+class AdamWOptimizer(AdamOptimizer):
+    """Adam with decoupled decay (Loshchilov & Hutter, 2019), as in `torch.optim.AdamW`."""
+
+    decoupled: ClassVar[int] = 1
+
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class SGDOptimizer:
+    """Stochastic gradient descent with momentum, as in `torch.optim.SGD` without dampening."""
+
+    operator: ClassVar[Operator] = Operator(SGD)
+    slots: ClassVar[tuple[str, ...]] = ("first_moment",)
+
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+    def attributes(self) -> dict[str, float | int]:
+        """The node's attributes."""
+        return {"momentum": self.momentum, "nesterov": int(self.nesterov), "weight_decay": self.weight_decay}
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """None: the step number does not matter."""
+        return {}
+
+
+Optimizer = AdamOptimizer | SGDOptimizer
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "adam": AdamOptimizer,
+    "adamw": AdamWOptimizer,
+    "sgd": SGDOptimizer,
+}

@@ -1,0 +1,88 @@
+"""QONNX's Quant with its straight-through gradient."""
+
+from __future__ import annotations
+
+from onnxscript import FLOAT, script
+from onnxscript import opset21 as op
+from onnxscript.values import Opset
+
+from pqc.functions.operator import GRADIENT, Operator
+
+QONNX = Opset("qonnx.custom_op.general", 1)
+
+ROUNDING_MODES = ("ROUND", "HALF_EVEN", "CEIL", "FLOOR", "UP", "DOWN", "HALF_UP", "HALF_DOWN")
+
+
+@script(QONNX, default_opset=op)
+def Quant(
+    x: FLOAT,
+    scale: FLOAT,
+    zeropt: FLOAT,
+    bitwidth: FLOAT,
+    signed: int = 1,
+    narrow: int = 0,
+    rounding_mode: str = "ROUND",
+) -> FLOAT:
+    """Round x to scale * (q - zeropt) with q an integer of `bitwidth` bits; saturate, then round.
+
+    One signed bit is bipolar (-1, +1), as in QONNX. The tests on attributes and bit widths are folded away when
+    the session is made, which leaves five elementwise nodes.
+    """
+    is_signed = op.CastLike(op.Constant(value_int=signed), bitwidth)
+    is_narrow = op.CastLike(op.Constant(value_int=narrow), bitwidth)
+    span = op.Pow(2.0, bitwidth - is_signed)
+    high = span - 1.0 - (1.0 - is_signed) * is_narrow
+    low = is_signed * (is_narrow - span)
+    v = x / scale + zeropt
+    clipped = op.Min(op.Max(v, low), high)
+    mode = op.Constant(value_string=rounding_mode)
+    if op.ReduceMax(bitwidth - is_signed, keepdims=0) == 0.0:
+        q = op.CastLike(v >= 0.0, v) * 2.0 - 1.0
+    else:
+        if mode == "FLOOR":
+            q = op.Floor(clipped)
+        else:
+            if mode == "CEIL":
+                q = op.Ceil(clipped)
+            else:
+                if mode == "UP":
+                    q = op.Sign(clipped) * op.Ceil(op.Abs(clipped))
+                else:
+                    if mode == "DOWN":
+                        q = op.Sign(clipped) * op.Floor(op.Abs(clipped))
+                    else:
+                        if mode == "HALF_UP":
+                            q = op.Sign(clipped) * op.Floor(op.Abs(clipped) + 0.5)
+                        else:
+                            if mode == "HALF_DOWN":
+                                q = op.Sign(clipped) * op.Ceil(op.Abs(clipped) - 0.5)
+                            else:
+                                q = op.Round(clipped)
+    return (q - zeropt) * scale
+
+
+@script(GRADIENT, default_opset=op)
+def QuantGrad(
+    dy: FLOAT,
+    x: FLOAT,
+    scale: FLOAT,
+    zeropt: FLOAT,
+    bitwidth: FLOAT,
+    signed: int = 1,
+    narrow: int = 0,
+) -> FLOAT:
+    """Pass dy where x lies within the representable range, bounds included; bipolar: where |x| <= scale."""
+    is_signed = op.CastLike(op.Constant(value_int=signed), bitwidth)
+    is_narrow = op.CastLike(op.Constant(value_int=narrow), bitwidth)
+    span = op.Pow(2.0, bitwidth - is_signed)
+    high = span - 1.0 - (1.0 - is_signed) * is_narrow
+    low = is_signed * (is_narrow - span)
+    v = x / scale + zeropt
+    if op.ReduceMax(bitwidth - is_signed, keepdims=0) == 0.0:
+        clipped = op.Min(op.Max(v, -1.0), 1.0)
+    else:
+        clipped = op.Min(op.Max(v, low), high)
+    return dy * op.Cast(op.Equal(v, clipped), to=1)
+
+
+QUANT = Operator(Quant, QuantGrad, arguments=("GO(0)", "I(0)", "I(1)", "I(2)", "I(3)"))

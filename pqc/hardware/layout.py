@@ -1,0 +1,150 @@
+"""Spell a checked graph the way hls4ml reads it: static shapes, plain names, channels last.
+
+hls4ml stores images as (height, width, channels). Only shapes and constants change here: an image keeps its nodes,
+a Conv gets its kernel as (filters, *kernel, channels), and the weights behind a Flatten get their rows in the new
+order. No Transpose is ever made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import graph
+from pqc.errors import UnsupportedError
+from pqc.hardware.intervals import Integers
+from pqc.hardware.precision import constant_through_quant
+from pqc.hardware.quantizer import is_quant
+from pqc.hardware.ranges import Ranges, input_shape, where
+
+CHANNELS_LAST = "qonnx.custom_op.channels_last"
+IMAGE_OPS = ("Conv", "MaxPool", "AveragePool")
+INPUT = "network_in"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where hls4ml's flat arrays hold the network's elements.
+
+    Args:
+        input: for each flat element that hls4ml takes, its place in the network's flat input.
+        outputs: for each output and each flat element of the network, its place in hls4ml's flat output.
+    """
+
+    input: Integers
+    outputs: list[Integers]
+
+
+def rename(model: ir.Model) -> None:
+    """Give nodes, tensors and the input names that are identifiers, unique whatever the case of letters.
+
+    hls4ml keys its configuration by lower-case names, and takes every constant for a layer.
+    """
+    taken: set[str] = {INPUT}
+
+    def plain(wanted: str | None, fallback: str) -> str:
+        base = re.sub(r"\W+", "_", wanted or "", flags=re.ASCII).strip("_") or fallback
+        base = base if base[0].isalpha() else f"{fallback}_{base}"
+        name, number = base, 1
+        while name.lower() in taken:
+            name, number = f"{base}_{number}", number + 1
+        taken.add(name.lower())
+        return name
+
+    for node in model.graph:
+        node.name = plain(node.name, node.op_type)
+    for name, value in list(model.graph.initializers.items()):
+        del model.graph.initializers[name]
+        value.name = plain(name, "constant")
+        model.graph.initializers[value.name] = value
+    for node in model.graph:
+        for output in node.outputs:
+            output.name = plain(f"{node.name}_out", "out")
+    model.graph.inputs[0].name = INPUT
+
+
+def to_channels_last(model: ir.Model, ranges: Ranges) -> Layout:
+    """Turn images into channels-last ones and fix every shape at batch size 1.
+
+    Raises:
+        UnsupportedError: two tensors of different orders meet.
+    """
+    orders: Orders = {}
+    source = model.graph.inputs[0]
+    shape = input_shape(source)
+    orders[source], source.shape = _order(shape), ir.Shape((1, *_moved(shape)))
+    for node in model.graph:
+        value = node.outputs[0]
+        value.dtype = ir.DataType.FLOAT
+        if not constant_through_quant(value):
+            orders[value] = LAYOUTS.get(node.op_type, _same)(node, orders, ranges)
+            value.shape = ir.Shape((1, *_moved(ranges[value].shape)))
+    for node in model.graph:
+        if constant_through_quant(node.outputs[0]) and node.inputs[0] is not None:
+            node.outputs[0].shape = node.inputs[0].shape
+    if any(node.domain == CHANNELS_LAST for node in model.graph):
+        model.graph.opset_imports[CHANNELS_LAST] = model.graph.opset_imports.get("", graph.OPSET)
+    return Layout(orders[source], [np.argsort(orders[value]) for value in model.graph.outputs])
+
+
+Orders = dict[ir.Value, Integers]
+
+
+def _moved(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[1:], shape[0]) if len(shape) > 1 else shape
+
+
+def _order(shape: tuple[int, ...]) -> Integers:
+    """For each flat channels-last element, its flat place in the channels-first tensor."""
+    places = np.arange(int(np.prod(shape))).reshape(shape)
+    return np.ravel(np.moveaxis(places, 0, -1)) if len(shape) > 1 else places
+
+
+def _image(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
+    node.domain = CHANNELS_LAST
+    if node.op_type == "Conv":
+        _change_constant(node.inputs[1], lambda weights: np.moveaxis(weights, 1, -1))
+    return _order(ranges[node.outputs[0]].shape)
+
+
+def _matmul(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
+    order = orders[_given(node.inputs[0])]
+    _change_constant(node.inputs[1], lambda weights: weights[order])
+    return np.arange(ranges[node.outputs[0]].shape[0])
+
+
+def _same(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
+    """Elementwise nodes and Flatten: the order of the input; a constant beside it follows."""
+    found = [orders[value] for value in node.inputs if value in orders]
+    if any(not np.array_equal(order, found[0]) for order in found):
+        raise UnsupportedError(
+            f"{where(node)} meets a flattened image with another vector", hint="flatten it later"
+        )
+    for value in node.inputs:
+        if not is_quant(node) and value not in orders:
+            _change_constant(value, lambda array: array.reshape(-1)[found[0]] if array.size > 1 else array)
+    return found[0]
+
+
+def _given(value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    return value
+
+
+def _change_constant(value: ir.Value | None, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Replace the array of a constant, which may stand before a Quant."""
+    producer = None if value is None else value.producer()
+    source = producer.inputs[0] if producer is not None and is_quant(producer) else value
+    array = graph.constant(source)
+    if source is not None and array is not None:
+        graph.set_initializer(source, change(array))
+
+
+LAYOUTS: dict[str, Callable[[ir.Node, Orders, Ranges], Integers]] = {
+    **dict.fromkeys(IMAGE_OPS, _image),
+    "MatMul": _matmul,
+}

@@ -1,0 +1,189 @@
+"""Write the hls4ml project of a checked graph, with every type derived."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from pqc import files, graph
+from pqc.errors import HardwareError
+from pqc.hardware import layout, legality
+from pqc.hardware import ranges as walk
+from pqc.hardware.layout import Layout
+from pqc.hardware.precision import TypeRecord, derive
+from pqc.hardware.quantizer import FixedType
+from pqc.hardware.tables import ENTRY, REACH, table_for
+
+Backend = Literal["Vitis", "Vivado"]
+IoType = Literal["io_parallel", "io_stream"]
+
+QONNX_FILE, PRECISION_FILE, LOG_FILE = "qonnx.onnx", "precision.json", "hls4ml.log"
+# Only what no layer uses may fall back on this; `_settle` refuses a layer whose types were not derived.
+DEFAULT = "fixed<32,16>"
+
+
+@dataclass(frozen=True)
+class Project:
+    """A written hls4ml project.
+
+    Args:
+        folder: where it is.
+        backend: hls4ml's backend.
+        io_type: how layers are connected.
+        records: the type of every tensor of every layer.
+        layout: how its flat input and outputs are ordered.
+        fractions: for each output, the fraction bits of its grid.
+    """
+
+    folder: Path
+    backend: Backend
+    io_type: IoType
+    records: list[TypeRecord]
+    layout: Layout
+    fractions: list[int]
+
+    @property
+    def log(self) -> Path:
+        """What hls4ml and the compiler said."""
+        return self.folder / LOG_FILE
+
+
+def write_project(
+    model: ir.Model, out: Path, *, backend: Backend = "Vitis", io_type: IoType = "io_parallel"
+) -> Project:
+    """Check `model`, derive its types, and let hls4ml write its project into the folder `out`.
+
+    Raises:
+        UnsupportedError: a node that hls4ml would reject or compute wrongly.
+        HardwareError: hls4ml failed, or made other layers or types than those derived.
+    """
+    model = graph.copy(model)
+    legality.check(model, io_type)
+    ranges = walk.propagate(model)
+    layout.rename(model)
+    records = derive(model, ranges)
+    tables = {
+        node.name or "": table_for(node, ranges[_input(node)]).size
+        for node in model.graph
+        if node.op_type in REACH
+    }
+    fractions = [ranges[value].fraction for value in model.graph.outputs]
+    order = layout.to_channels_last(model, ranges)
+    out.mkdir(parents=True, exist_ok=True)
+    graph.save(model, out / QONNX_FILE)
+    files.write_text(out / PRECISION_FILE, to_json(records))
+    project = Project(out, backend, io_type, records, order, fractions)
+    with quiet(project.log):
+        _convert(model, project, tables)
+    return project
+
+
+def _input(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def to_json(records: list[TypeRecord]) -> str:
+    """Types as a list of objects, one a line."""
+    rows = [json.dumps({**asdict(record), "type": str(record.type)}) for record in records]
+    return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Send what is printed to the file `log`, and drop third party warnings."""
+    with log.open("a") as file, redirect_stdout(file), redirect_stderr(file), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _convert(model: ir.Model, project: Project, tables: dict[str, int]) -> None:
+    import hls4ml
+
+    proto = graph.to_proto(model)
+    try:
+        config = hls4ml.utils.config_from_onnx_model(
+            proto, granularity="name", backend=project.backend, default_precision=DEFAULT
+        )
+        _configure(config["LayerName"], project.records, tables)
+        hls = hls4ml.converters.convert_from_onnx_model(
+            proto,
+            output_dir=str(project.folder),
+            backend=project.backend,
+            io_type=project.io_type,
+            hls_config=config,
+        )
+        _settle(hls, project.records)
+        hls.write()
+    except HardwareError:
+        raise
+    except Exception as error:  # hls4ml raises whatever its passes run into
+        raise HardwareError(
+            f"hls4ml cannot convert the model: {type(error).__name__}: {error}",
+            at=str(project.folder / QONNX_FILE),
+            hint=f"see {project.log}",
+        ) from error
+
+
+def _configure(layers: dict[str, Any], records: list[TypeRecord], tables: dict[str, int]) -> None:
+    """Set what hls4ml takes from its configuration: accumulators, the input, pools, tables and missing biases.
+
+    The result of a MatMul or Conv stays `auto` here: a layer with a result type takes no bias and no Quant.
+    """
+    for record in records:
+        if record.op in ("MatMul", "Conv"):
+            wanted = record.tensor == "accum" or (record.tensor == "bias" and not (record.low or record.high))
+        else:
+            wanted = record.tensor in ("accum", "result") and record.layer == record.node
+            wanted = wanted and record.op not in ("Flatten", "Add", "Mul") and record.type.overflow == "WRAP"
+        if wanted or record.layer == layout.INPUT:
+            name = record.layer if record.layer == layout.INPUT else record.node
+            layers[name]["Precision"][record.tensor] = str(record.type)
+    for name, size in tables.items():
+        layers[name] |= {"TableSize": size, "TableT": str(ENTRY)}
+
+
+def _settle(hls: Any, records: list[TypeRecord]) -> None:
+    """Give every layer its derived types, and refuse layers or roundings that were not derived."""
+    wanted = {(record.layer, record.tensor): record for record in records}
+    layers = {layer.name: layer for layer in hls.get_layers()}
+    for name, layer in layers.items():
+        if (name, "result") not in wanted:
+            raise HardwareError(f"hls4ml made a layer that was not foreseen: {layer.class_name} '{name}'")
+        for tensor in ("weight", "bias", "accum", "result"):
+            if f"{tensor}_t" in layer.types and (record := wanted.get((name, tensor))):
+                _settle_type(layer.types[f"{tensor}_t"], record)
+    missing = sorted({record.layer for record in records} - set(layers))
+    if missing:
+        raise HardwareError(f"hls4ml made no layer for {', '.join(missing)}")
+
+
+def _settle_type(named: Any, record: TypeRecord) -> None:
+    """Narrow a lossless type to the derived one; a rounding type must be right already."""
+    found = named.precision
+    kind = record.type
+    actual = FixedType(
+        int(found.width),
+        int(found.integer),
+        bool(found.signed),
+        str(found.rounding_mode),
+        str(found.saturation_mode),
+    )
+    if actual == kind:
+        return
+    if record.tensor in ("weight", "bias") or kind.overflow != "WRAP" or actual.overflow != "WRAP":
+        raise HardwareError(
+            f"hls4ml gives {record.tensor} of '{record.layer}' the type {actual} instead of {kind}"
+        )
+    narrowed = copy.copy(found)
+    narrowed.width, narrowed.integer, narrowed.signed = kind.width, kind.integer, kind.signed
+    named.precision = narrowed

@@ -1,0 +1,111 @@
+"""Tanh and sigmoid: hls4ml's lookup tables, sized so that no input is rounded, and checked input by input.
+
+hls4ml cuts tanh off at ±4 and sigmoid at ±8, and computes entries in C++. With one entry per input value, and
+34-bit entries, the Quant that follows sees what ONNX Runtime gave it unless the function comes within rounding of
+a boundary. Which inputs can occur is known and finite, so all of them are tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from pqc.errors import UnsupportedError
+from pqc.hardware.intervals import Integers, Interval, shift_right
+from pqc.hardware.quantizer import FixedType
+
+ENTRY = FixedType(34, 2)
+MOST_ENTRIES = 2**14
+REACH = {"Tanh": 4, "Sigmoid": 8}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One lookup table: `size` entries spread evenly over ±reach of the function."""
+
+    function: str
+    size: int
+
+    @property
+    def fraction(self) -> int:
+        """Fraction bits of the inputs that have an entry of their own."""
+        return (self.size // (2 * REACH[self.function])).bit_length() - 1
+
+    def entries(self) -> Integers:
+        """The table as hls4ml's C++ fills it, in units of 2^-32."""
+        points = np.ldexp(np.arange(self.size, dtype=np.float64) - self.size // 2, -self.fraction)
+        values = np.tanh(points) if self.function == "Tanh" else self._sigmoid(points)
+        return np.floor(np.ldexp(values, ENTRY.fraction)).astype(np.int64)
+
+    @staticmethod
+    def _sigmoid(points: np.ndarray) -> np.ndarray:
+        exponentials = np.float32(1) + np.exp(-points.astype(np.float32))
+        return np.asarray((1.0 / exponentials.astype(np.float64)).astype(np.float32), dtype=np.float64)
+
+    def firmware(self, inputs: Integers, fraction: int, kind: FixedType) -> Integers:
+        """What the firmware gives for `inputs` in units of 2^-fraction, in units of `kind`."""
+        index = (inputs << (self.fraction - fraction)) + self.size // 2
+        rounded = shift_right(
+            self.entries()[np.clip(index, 0, self.size - 1)], ENTRY.fraction - kind.fraction, kind.rounding
+        )
+        return np.clip(rounded, kind.low, kind.high)
+
+
+def table_for(node: ir.Node, x: Interval) -> Table:
+    """The smallest table with an entry for every input.
+
+    Raises:
+        UnsupportedError: it would need more than 2^14 entries.
+    """
+    size = 2 * REACH[node.op_type] << max(x.fraction, 0)
+    if size > MOST_ENTRIES:
+        raise UnsupportedError(
+            f"{node.op_type} '{node.name}': its input has {x.fraction} fraction bits, which takes {size} table entries",
+            hint=f"put a Quant with a scale of 2^-8 or more before it; {MOST_ENTRIES} entries are the limit",
+        )
+    return Table(node.op_type, size)
+
+
+def check_table(node: ir.Node, x: Interval, kind: FixedType) -> None:
+    """Compare the table with ONNX Runtime for every input that can occur.
+
+    Raises:
+        UnsupportedError: an input on which they differ.
+    """
+    low, high = x.bounds()
+    inputs = np.arange(low, high + 1)
+    wanted = reference(node.op_type, inputs, x.fraction, kind)
+    found = table_for(node, x).firmware(inputs, x.fraction, kind)
+    wrong = np.flatnonzero(wanted != found)
+    if not wrong.size:
+        return
+    at = wrong[0]
+    raise UnsupportedError(
+        f"{node.op_type} '{node.name}': for {wrong.size} of {inputs.size} inputs hls4ml's table differs from the "
+        f"network, first at {np.ldexp(float(inputs[at]), -x.fraction):g}: {found[at]} instead of {wanted[at]} "
+        f"units of 2^-{kind.fraction}",
+        hint="give the Quant behind it fewer fraction bits (9 at most for Tanh), and round with ROUND",
+    )
+
+
+def reference(function: str, inputs: Integers, fraction: int, kind: FixedType) -> Integers:
+    """What ONNX Runtime and a Quant give for `inputs`, in units of `kind`."""
+    values = _run(function, np.ldexp(inputs.astype(np.float32), -fraction))
+    scaled = np.clip(np.ldexp(values, kind.fraction), kind.low, kind.high)
+    return (np.floor(scaled) if kind.rounding == "TRN" else np.rint(scaled)).astype(np.int64)
+
+
+def _run(function: str, values: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    kind = onnx.TensorProto.FLOAT
+    sides = [onnx.helper.make_tensor_value_info(name, kind, [None]) for name in ("x", "y")]
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node(function, ["x"], ["y"])], function, sides[:1], sides[1:]
+    )
+    model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": values})[0])

@@ -1,0 +1,236 @@
+"""Where the weights are: the layers of a graph, seen through quantizers and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc.graph import QONNX, constant
+from pqc.method import Method
+from pqc.methods import TABLE as METHODS
+
+WEIGHT_INPUT = 1
+OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
+MASK_DOMAIN = "pqc.mask"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with trained weights.
+
+    Args:
+        name: the weight's name without a trailing `.weight`.
+        node: MatMul, Gemm or Conv.
+        weight: the initializer, behind quantizers and masks.
+        bias: the initializer of the bias, or None.
+        bias_add: the node that adds the bias: `node` itself, or the Add behind a MatMul.
+    """
+
+    name: str
+    node: ir.Node
+    weight: ir.Value
+    bias: ir.Value | None
+    bias_add: ir.Node | None
+
+    @property
+    def data(self) -> ir.Value:
+        """The activation that enters."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def output(self) -> ir.Value:
+        """The result with its bias."""
+        return (self.bias_add or self.node).outputs[0]
+
+    @property
+    def bias_index(self) -> int | None:
+        """Which input of `bias_add` the bias enters."""
+        if self.bias_add is None:
+            return None
+        return 2 if self.bias_add is self.node else _bias_operand(self.bias_add)
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the weight that counts outputs."""
+        if self.node.op_type == "Gemm" and self.node.attributes.get_int("transB", 0):
+            return 0
+        return OUTPUT_AXIS[self.node.op_type]
+
+    def excluded(self, patterns: tuple[str, ...]) -> bool:
+        """Whether one of the shell patterns matches the layer's name."""
+        return any(fnmatchcase(self.name, pattern) for pattern in patterns)
+
+
+@dataclass(frozen=True)
+class MaskSite:
+    """A learned mask in the graph.
+
+    Args:
+        node: the mask function's node.
+        method: the pruning method's class.
+        product: the Mul that applies the mask.
+        weight: the initializer that is masked.
+        inputs: the node's inputs by the method's names for them.
+    """
+
+    node: ir.Node
+    method: type[Method]
+    product: ir.Node
+    weight: ir.Value
+    inputs: dict[str, ir.Value]
+
+
+def is_quant(node: ir.Node | None) -> bool:
+    """Whether `node` is QONNX's Quant."""
+    return node is not None and node.domain == QONNX and node.op_type == "Quant"
+
+
+def source(value: ir.Value | None) -> ir.Value | None:
+    """The initializer behind quantizers and masks, or None if `value` is an activation."""
+    while value is not None and not value.is_initializer():
+        producer = value.producer()
+        if producer is None or not (is_quant(producer) or applies_mask(producer)):
+            return None
+        value = producer.inputs[0]
+    return value
+
+
+def applies_mask(node: ir.Node) -> bool:
+    """Whether `node` multiplies a weight by its mask, learned or frozen."""
+    if node.op_type != "Mul" or len(node.inputs) != 2 or node.inputs[1] is None:
+        return False
+    mask = node.inputs[1]
+    producer = mask.producer()
+    frozen = mask.is_initializer() and (mask.name or "").endswith(".mask")
+    return frozen or (producer is not None and producer.domain == MASK_DOMAIN)
+
+
+def layers(graph: ir.Graph) -> list[Layer]:
+    """The layers in the order of the graph."""
+    found = []
+    for node in graph:
+        if node.domain or node.op_type not in OUTPUT_AXIS or len(node.inputs) <= WEIGHT_INPUT:
+            continue
+        weight = source(node.inputs[WEIGHT_INPUT])
+        if weight is not None and source(node.inputs[0]) is None:
+            found.append(_layer(node, weight))
+    return found
+
+
+def _layer(node: ir.Node, weight: ir.Value) -> Layer:
+    name = (weight.name or node.name or "").removesuffix(".weight")
+    if len(node.inputs) > 2:
+        bias = source(node.inputs[2])
+        return Layer(name, node, weight, bias, node if bias is not None else None)
+    add = _bias_add(node) if node.op_type == "MatMul" else None
+    bias = source(add.inputs[_bias_operand(add)]) if add is not None else None
+    return Layer(name, node, weight, bias, add)
+
+
+def _bias_add(node: ir.Node) -> ir.Node | None:
+    """The Add of a rank-1 constant that alone consumes the MatMul."""
+    output = node.outputs[0]
+    consumers = list(output.consumers())
+    if len(consumers) != 1 or consumers[0].op_type != "Add" or output.is_graph_output():
+        return None
+    bias = source(consumers[0].inputs[_bias_operand(consumers[0])])
+    return consumers[0] if bias is not None and bias.shape is not None and len(bias.shape) == 1 else None
+
+
+def _bias_operand(add: ir.Node) -> int:
+    return 1 if source(add.inputs[1]) is not None else 0
+
+
+def masks(graph: ir.Graph) -> Iterator[MaskSite]:
+    """The learned masks in the order of the graph."""
+    by_operator = {
+        operator.key: (method, names)
+        for method in METHODS.values()
+        for operator, names in (
+            (method.mask, method.mask_inputs),
+            (method.hard_mask, method.hard_mask_inputs),
+        )
+    }
+    for node in graph:
+        found = by_operator.get((node.domain, node.op_type))
+        if found is None:
+            continue
+        method, names = found
+        for product in node.outputs[0].consumers():
+            weight = source(product.inputs[0])
+            if weight is not None:
+                inputs = {
+                    name: value for name, value in zip(names, node.inputs, strict=True) if value is not None
+                }
+                yield MaskSite(node, method, product, weight, inputs)
+
+
+def controls(graph: ir.Graph) -> dict[str, ir.Value]:
+    """The annealed scalars of the masks, by name."""
+    found: dict[str, ir.Value] = {}
+    for site in masks(graph):
+        states = {state.name for state in site.method().states()}
+        for name, value in site.inputs.items():
+            if name != "weight" and name not in states:
+                found[name] = value
+    return found
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A tensor that the optimizer moves. `role` is `weight`, `bias` or the name of a method's state."""
+
+    value: ir.Value
+    role: str
+
+
+def parameters(graph: ir.Graph) -> list[Parameter]:
+    """Everything trained, once each, in the order of the graph."""
+    found: dict[str, Parameter] = {}
+    for layer in layers(graph):
+        _add(found, layer.weight, "weight")
+        if layer.bias is not None:
+            _add(found, layer.bias, "bias")
+    for site in masks(graph):
+        for state in site.method().states():
+            if state.trained and state.name in site.inputs:
+                _add(found, site.inputs[state.name], state.name)
+    return list(found.values())
+
+
+def _add(found: dict[str, Parameter], value: ir.Value, role: str) -> None:
+    assert value.name is not None
+    found.setdefault(value.name, Parameter(value, role))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a Quant node rounds to: integers of `bits` bits times `scale`, shifted by `zero_point`."""
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    bits: np.ndarray
+    signed: bool
+    narrow: bool
+    rounding: str
+
+
+def grid(node: ir.Node) -> Grid | None:
+    """The grid of a Quant node, or None where its parameters are computed."""
+    scale, zero_point, bits = (constant(value) for value in node.inputs[1:4])
+    if scale is None or zero_point is None or bits is None:
+        return None
+    return Grid(
+        scale,
+        zero_point,
+        bits,
+        bool(node.attributes.get_int("signed", 1)),
+        bool(node.attributes.get_int("narrow", 0)),
+        str(node.attributes.get_string("rounding_mode", "ROUND")),
+    )

@@ -1,0 +1,61 @@
+"""Every operator of pqc by domain and name, and their bodies for a graph that uses them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import onnx
+import onnx_ir as ir
+
+from pqc.functions.losses import LOSSES
+from pqc.functions.operator import Key, Operator
+from pqc.functions.optimizers import OPTIMIZERS
+from pqc.functions.quant import QUANT
+from pqc.methods import TABLE as METHODS
+
+
+@cache
+def operators() -> dict[Key, Operator]:
+    """The operators of quantizers, losses, optimizers and methods."""
+    found = [QUANT, *LOSSES.values()]
+    found += [optimizer.operator for optimizer in OPTIMIZERS.values()]
+    found += [operator for method in METHODS.values() for operator in method.operators()]
+    return {operator.key: operator for operator in found}
+
+
+@cache
+def bodies() -> dict[Key, onnx.FunctionProto]:
+    """The function bodies, forward and backward."""
+    return {(body.domain, body.name): body for operator in operators().values() for body in operator.bodies()}
+
+
+def link(model: ir.Model, *, gradients: bool = False) -> int:
+    """Attach the bodies that the graph uses and lacks, and import their domains; return how many were attached.
+
+    Args:
+        model: changed in place.
+        gradients: attach the gradients' bodies too, before the nodes that use them exist.
+    """
+    used = {(node.domain, node.op_type) for node in model.graph.all_nodes()} & bodies().keys()
+    if gradients:
+        derivatives = [operators()[key].gradient for key in used if key in operators()]
+        used |= {(one.opset.domain, one.name) for one in derivatives if one is not None}
+    missing = [key for key in sorted(used) if (*key, "") not in model.functions]
+    for key in missing:
+        function = ir.serde.deserialize_function(bodies()[key])
+        model.functions[function.identifier()] = function
+    for domain, _ in sorted(used):
+        model.graph.opset_imports.setdefault(domain, 1)
+    return len(missing)
+
+
+def unlink(model: ir.Model) -> int:
+    """Remove the bodies of pqc's operators, and the imports of domains that no node uses; return how many."""
+    unlinked = [identifier for identifier in model.functions if identifier[:2] in bodies()]
+    for identifier in unlinked:
+        del model.functions[identifier]
+    used = {node.domain for node in model.graph.all_nodes()} | {""}
+    stale = [domain for domain in model.graph.opset_imports if domain not in used]
+    for domain in stale:
+        del model.graph.opset_imports[domain]
+    return len(unlinked) + len(stale)

@@ -1,0 +1,92 @@
+"""Continuous sparsification (Savarese, Silva & Maire, arXiv 1912.04427)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from onnxscript import FLOAT, script
+from onnxscript import opset21 as op
+
+from pqc.functions.operator import GRADIENT, MASK, PENALTY, Operator
+from pqc.method import Curve, Method, State
+
+
+@script(MASK, default_opset=op)
+def ContinuousSparsification(s: FLOAT, beta: FLOAT, scale: float = 2.0) -> FLOAT:
+    """sigmoid(beta s) * scale, with scale = 1 / sigmoid(s0), so that the mask starts at 1."""
+    return op.Sigmoid(beta * s) * op.Constant(value_float=scale)
+
+
+@script(GRADIENT, default_opset=op)
+def ContinuousSparsificationGrad(dmask: FLOAT, beta: FLOAT, mask: FLOAT, scale: float = 2.0) -> FLOAT:
+    """dm/ds = beta m (1 - m/scale)"""
+    return dmask * beta * mask * (1.0 - mask / op.Constant(value_float=scale))
+
+
+@script(MASK, default_opset=op)
+def ContinuousSparsificationHard(s: FLOAT) -> FLOAT:
+    """1 where s > 0, strictly: an untrained s = 0 is pruned."""
+    return op.Cast(s > 0.0, to=1)
+
+
+@script(PENALTY, default_opset=op)
+def ContinuousSparsificationPenalty(mask: FLOAT, threshold_decay: float = 0.0) -> FLOAT:
+    """threshold_decay * sum |m|"""
+    return op.ReduceSum(op.Abs(mask), keepdims=0) * op.Constant(value_float=threshold_decay)
+
+
+@script(GRADIENT, default_opset=op)
+def ContinuousSparsificationPenaltyGrad(dpenalty: FLOAT, mask: FLOAT, threshold_decay: float = 0.0) -> FLOAT:
+    """threshold_decay * sign(m)"""
+    return op.Sign(mask) * (dpenalty * op.Constant(value_float=threshold_decay))
+
+
+@script(MASK, default_opset=op)
+def ContinuousSparsificationEndOfRound(s: FLOAT, beta: FLOAT, threshold_init: float = 0.0) -> FLOAT:
+    """min(beta s, s0): what was kept starts the next round equal, what was pruned stays pruned."""
+    return op.Min(beta * s, op.Constant(value_float=threshold_init))
+
+
+@dataclass(frozen=True)
+class ContinuousSparsificationMethod(Method):
+    """Learn a gate per weight whose sigmoid hardens as beta grows.
+
+    The reference multiplies beta after each epoch, the last included, so a round ends at final_temp^(E/(E-1)).
+    """
+
+    title: ClassVar[str] = "cs"
+    mask: ClassVar[Operator] = Operator(
+        ContinuousSparsification, ContinuousSparsificationGrad, arguments=("GO(0)", "I(1)", "O(0)")
+    )
+    mask_inputs: ClassVar[tuple[str, ...]] = ("s", "beta")
+    hard_mask: ClassVar[Operator] = Operator(ContinuousSparsificationHard)
+    hard_mask_inputs: ClassVar[tuple[str, ...]] = ("s",)
+    penalty: ClassVar[Operator | None] = Operator(
+        ContinuousSparsificationPenalty, ContinuousSparsificationPenaltyGrad, arguments=("GO(0)", "I(0)")
+    )
+    end_of_round: ClassVar[Operator | None] = Operator(ContinuousSparsificationEndOfRound)
+    end_of_round_inputs: ClassVar[tuple[str, ...]] = ("s", "beta")
+    end_of_round_states: ClassVar[tuple[str, ...]] = ("s",)
+
+    final_temp: float = 200.0
+    threshold_init: float = 0.0
+    threshold_decay: float = 0.0
+
+    def states(self) -> tuple[State, ...]:
+        start = self.threshold_init
+        return (State("s", lambda weight: np.full(weight.shape, start, np.float32)),)
+
+    def controls(self) -> dict[str, Curve]:
+        return {"beta": f"exp(1, {self.final_temp:g})"}
+
+    def attributes(self) -> dict[str, float]:
+        return {
+            "scale": float(1.0 + np.exp(-self.threshold_init)),
+            "threshold_decay": self.threshold_decay,
+            "threshold_init": self.threshold_init,
+        }
+
+    def penalizes(self) -> bool:
+        return self.threshold_decay != 0.0
