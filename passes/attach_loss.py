@@ -35,9 +35,7 @@ class AttachLoss(Pass):
         if any(value.name == LOSS for value in main.outputs):
             return 0
         if self.loss not in LOSSES:
-            raise PassError(
-                f"no loss '{self.loss}'{nearest(self.loss, LOSSES)}", hint=f"losses: {', '.join(LOSSES)}"
-            )
+            raise PassError(f"no loss '{self.loss}'{nearest(self.loss, LOSSES)}", hint=f"losses: {', '.join(LOSSES)}")
         model.metadata_props["pqc.outputs"] = ",".join(str(value.name) for value in main.outputs)
         prediction = logits(main.outputs[0], self.loss)
         terms = [self._task(main, prediction), *_penalties(main)]

@@ -52,9 +52,7 @@ class AttachOptimizer(Pass):
         outputs = [ir.val(name + NEXT, ir.DataType.FLOAT, size) for name in (THETA, *optimizer.slots)]
         domain, operator = optimizer.operator.key
         main.append(
-            ir.node(
-                operator, inputs, optimizer.attributes(), domain=domain, name="optimizer", outputs=outputs
-            )
+            ir.node(operator, inputs, optimizer.attributes(), domain=domain, name="optimizer", outputs=outputs)
         )
         main.outputs[:] = [value for value in main.outputs if value is not gradient] + outputs
         library.link(model)

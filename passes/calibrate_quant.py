@@ -64,9 +64,7 @@ def _width(node: ir.Node) -> int:
     return kind.i + kind.f
 
 
-def _activations(
-    model: ir.Model, quants: list[ir.Node], feeds: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _activations(model: ir.Model, quants: list[ir.Node], feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What enters each quantizer when none of them rounds."""
     floating = graph.copy(model)
     wanted = {node.name for node in quants}

@@ -68,6 +68,4 @@ def _replace(main: ir.Graph, values: list[ir.Value]) -> None:
 
 def layout(model: ir.Model) -> list[tuple[str, tuple[int, ...], str]]:
     """The name, shape and role of each slice of theta, in order."""
-    return [
-        (name, tuple(shape), role) for name, shape, role in json.loads(model.metadata_props.get(LAYOUT, "[]"))
-    ]
+    return [(name, tuple(shape), role) for name, shape, role in json.loads(model.metadata_props.get(LAYOUT, "[]"))]

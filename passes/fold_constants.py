@@ -25,8 +25,6 @@ class FoldConstants(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         before = len(model.graph)
-        fold_constants(
-            model, onnx_shape_inference=False, input_size_limit=self.limit, output_size_limit=self.limit
-        )
+        fold_constants(model, onnx_shape_inference=False, input_size_limit=self.limit, output_size_limit=self.limit)
         graph.remove_unused(model.graph)
         return before - len(model.graph)

@@ -21,9 +21,7 @@ class FoldMasks(Pass):
     title: ClassVar[str] = "fold-masks"
 
     def rewrite(self, model: ir.Model) -> int:
-        products = [
-            node for node in model.graph if layers.applies_mask(node) and node.inputs[1].is_initializer()
-        ]
+        products = [node for node in model.graph if layers.applies_mask(node) and node.inputs[1].is_initializer()]
         folded = sum(_fold(model.graph, node) for node in products)
         if folded:
             graph.remove_unused(model.graph)

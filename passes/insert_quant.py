@@ -113,12 +113,7 @@ def _activations(node: ir.Node) -> list[ir.Value]:
 def _origin(value: ir.Value) -> ir.Value:
     """Where the numbers of `value` were computed: before everything that only moves them."""
     producer = value.producer()
-    while (
-        producer is not None
-        and not producer.domain
-        and producer.op_type in MOVES
-        and producer.op_type != "Concat"
-    ):
+    while producer is not None and not producer.domain and producer.op_type in MOVES and producer.op_type != "Concat":
         assert producer.inputs[0] is not None
         value = producer.inputs[0]
         producer = value.producer()

@@ -13,7 +13,58 @@ from pqc.rewriting import Pass, close, explain
 
 # Operators whose gradients by the engine (or by pqc) agree with finite differences.
 TRAINABLE = frozenset(
-    ["Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Cos", "Div", "Erf", "Exp", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "Identity", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where"]
+    [
+        "Abs",
+        "Add",
+        "AveragePool",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Conv",
+        "Cos",
+        "Div",
+        "Erf",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Gelu",
+        "Gemm",
+        "GlobalAveragePool",
+        "Identity",
+        "LeakyRelu",
+        "Log",
+        "LogSoftmax",
+        "MatMul",
+        "Max",
+        "MaxPool",
+        "Min",
+        "Mul",
+        "Neg",
+        "Pad",
+        "Pow",
+        "Reciprocal",
+        "ReduceMean",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Sigmoid",
+        "Sin",
+        "Slice",
+        "Softmax",
+        "Softplus",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 BROADCASTS = {"Where": (1, 2), "Pow": (0,)}
 
@@ -139,9 +190,7 @@ def _pads(main: ir.Graph, node: ir.Node) -> int:
     begin, end = [], []
     for size, width, stride, dilation in zip(shape.dims[2:], kernel, strides, dilations, strict=True):
         missing = (
-            max((-(-size // stride) - 1) * stride + dilation * (width - 1) + 1 - size, 0)
-            if mode != "VALID"
-            else 0
+            max((-(-size // stride) - 1) * stride + dilation * (width - 1) + 1 - size, 0) if mode != "VALID" else 0
         )
         first = missing // 2 if mode == "SAME_UPPER" else missing - missing // 2
         begin.append(first)

@@ -53,11 +53,7 @@ def check_operators(model: ir.Model) -> None:
     """
     for node in model.graph.all_nodes():
         own = (node.domain, node.op_type, node.overload) in model.functions
-        known = (
-            own
-            or node.domain.startswith("pqc.")
-            or _known(node, model.graph.opset_imports.get("", graph.OPSET))
-        )
+        known = own or node.domain.startswith("pqc.") or _known(node, model.graph.opset_imports.get("", graph.OPSET))
         if not known:
             raise UnsupportedError(
                 f"unknown operator {node.domain + '::' if node.domain else ''}{node.op_type}",
@@ -110,9 +106,7 @@ def _name(main: ir.Graph) -> None:
 
 
 def _shapes_known(main: ir.Graph) -> bool:
-    return all(
-        output.shape is not None and output.dtype is not None for node in main for output in node.outputs
-    )
+    return all(output.shape is not None and output.dtype is not None for node in main for output in node.outputs)
 
 
 def infer_shapes(model: ir.Model) -> None:

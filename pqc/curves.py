@@ -81,9 +81,7 @@ def parse(text: str | float) -> Curve:
             return constant(float(text))
         name, inside = match.groups()
         if name not in CURVES:
-            raise PqcError(
-                f"no curve '{name}'{nearest(name, CURVES)}", hint=f"curves are: {', '.join(CURVES)}"
-            )
+            raise PqcError(f"no curve '{name}'{nearest(name, CURVES)}", hint=f"curves are: {', '.join(CURVES)}")
         curve = CURVES[name](*(float(part) for part in inside.split(",") if part.strip()))
         if not all(math.isfinite(curve(n, 3)) for n in range(3)):
             raise ValueError("not finite")

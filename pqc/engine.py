@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,6 @@ import onnx_ir as ir
 
 from pqc import graph, library
 from pqc.errors import EnvironmentFault, GraphError, UnsupportedError
-from pqc.functions import standard
 
 ENGINE_VERSION = "1.19.2"
 REPAIR = f"pip install --force-reinstall --no-deps onnxruntime-training-cpu=={ENGINE_VERSION}"
@@ -36,27 +36,14 @@ def bindings() -> ModuleType:
             "onnxruntime is in place, but not its training build (another package has overwritten it)",
             hint=f"run: {REPAIR}, or `pqc doctor --repair`",
         )
-    for operator in library.operators().values():
-        if operator.gradient is not None:
-            domain, name = operator.key
-            call = (
-                operator.gradient.name,
-                operator.gradient.opset.domain,
-                list(operator.arguments),
-                list(operator.results),
-            )
-            state.register_gradient_definition(f"{domain}::{name}", [_definition(state, *call)])
-    for name, nodes in standard.GRADIENTS.items():
-        definitions = [_definition(state, kind, "", inputs, outputs) for kind, inputs, outputs in nodes]
-        state.register_gradient_definition(f"::{name}", definitions)
+    for (domain, name), one in library.derivatives().items():
+        assert one.gradient is not None
+        definition = state.GradientNodeDefinition()
+        definition.op_type, definition.domain = one.gradient.name, one.gradient.opset.domain
+        definition.inputs, definition.outputs = list(one.arguments), list(one.results)
+        definition.attributes = []
+        state.register_gradient_definition(f"{domain}::{name}", [definition])
     return state
-
-
-def _definition(state: ModuleType, name: str, domain: str, inputs: list[str], outputs: list[str]) -> object:
-    definition = state.GradientNodeDefinition()
-    definition.op_type, definition.domain = name, domain
-    definition.inputs, definition.outputs, definition.attributes = inputs, outputs, []
-    return definition
 
 
 def gradient_graph(proto: onnx.ModelProto, loss: str, parameters: Sequence[str]) -> onnx.ModelProto:
@@ -69,9 +56,7 @@ def gradient_graph(proto: onnx.ModelProto, loss: str, parameters: Sequence[str])
     options = state.SessionOptions()
     options.log_severity_level = 4
     try:
-        builder = state.GradientGraphBuilder(
-            proto.SerializeToString(), {loss}, set(parameters), loss, options
-        )
+        builder = state.GradientGraphBuilder(proto.SerializeToString(), {loss}, set(parameters), loss, options)
         builder.build()
         return onnx.load_model_from_string(builder.get_model())
     except RuntimeError as error:
@@ -117,6 +102,10 @@ class Session:
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
 
+    def input_names(self) -> list[str]:
+        """The inputs, those with a default included."""
+        return self.inputs + [value.name for value in self.session.get_overridable_initializers()]
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name.
 
@@ -154,6 +143,13 @@ def providers(device: str) -> list[str]:
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
+def device_value(array: np.ndarray, device: str) -> Any:
+    """An OrtValue; on the CPU it shares the array's memory."""
+    import onnxruntime as ort
+
+    return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+
+
 def evaluate(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run `model` once."""
     return Session(model).run(feeds)
@@ -177,14 +173,10 @@ def call(
         **{name: value for name, value in attributes.items() if name in known},
     )
     values = [
-        onnx.helper.make_tensor_value_info(
-            name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
-        )
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in zip(names, map(np.asarray, inputs), strict=True)
     ]
-    outputs = [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in function.output
-    ]
+    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in function.output]
     proto = onnx.helper.make_model(
         onnx.helper.make_graph([node], "call", values, outputs),
         opset_imports=[

@@ -52,9 +52,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     try:
         return ir.serde.deserialize_model(proto)
     except Exception as error:  # onnx_ir raises whatever the broken field leads to
-        raise GraphError(
-            f"cannot read the graph: {_first_line(error)}", hint="export the model again"
-        ) from error
+        raise GraphError(f"cannot read the graph: {_first_line(error)}", hint="export the model again") from error
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
@@ -75,9 +73,7 @@ def _parse(path: Path) -> onnx.ModelProto:
             "no such model file", at=str(path), hint="give an .onnx file or a name from `pqc list models`"
         )
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise UnsupportedError(
-            "the file is larger than 2 GiB", at=str(path), hint="keep weights as external data"
-        )
+        raise UnsupportedError("the file is larger than 2 GiB", at=str(path), hint="keep weights as external data")
     hint = "is it complete, and exported as ONNX?"
     try:
         proto = onnx.load_model_from_string(path.read_bytes())

@@ -165,9 +165,7 @@ def masks(graph: ir.Graph) -> Iterator[MaskSite]:
         for product in node.outputs[0].consumers():
             weight = source(product.inputs[0])
             if weight is not None:
-                inputs = {
-                    name: value for name, value in zip(names, node.inputs, strict=True) if value is not None
-                }
+                inputs = {name: value for name, value in zip(names, node.inputs, strict=True) if value is not None}
                 yield MaskSite(node, method, product, weight, inputs)
 
 

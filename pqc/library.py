@@ -11,7 +11,10 @@ from pqc.functions.losses import LOSSES
 from pqc.functions.operator import Key, Operator
 from pqc.functions.optimizers import OPTIMIZERS
 from pqc.functions.quant import QUANT
+from pqc.functions.standard import GRADIENTS, StandardGradient
 from pqc.methods import TABLE as METHODS
+
+Differentiable = Operator | StandardGradient
 
 
 @cache
@@ -26,7 +29,16 @@ def operators() -> dict[Key, Operator]:
 @cache
 def bodies() -> dict[Key, onnx.FunctionProto]:
     """The function bodies, forward and backward."""
-    return {(body.domain, body.name): body for operator in operators().values() for body in operator.bodies()}
+    found = [body for operator in operators().values() for body in operator.bodies()]
+    found += [one.gradient.to_function_proto() for one in GRADIENTS]
+    return {(body.domain, body.name): body for body in found}
+
+
+@cache
+def derivatives() -> dict[Key, Differentiable]:
+    """What has a gradient of pqc's own, by domain and name of the forward operator."""
+    own = {key: operator for key, operator in operators().items() if operator.gradient is not None}
+    return {**own, **{("", one.name): one for one in GRADIENTS}}
 
 
 def link(model: ir.Model, *, gradients: bool = False) -> int:
@@ -36,10 +48,11 @@ def link(model: ir.Model, *, gradients: bool = False) -> int:
         model: changed in place.
         gradients: attach the gradients' bodies too, before the nodes that use them exist.
     """
-    used = {(node.domain, node.op_type) for node in model.graph.all_nodes()} & bodies().keys()
+    present = {(node.domain, node.op_type) for node in model.graph.all_nodes()}
+    used = present & bodies().keys()
     if gradients:
-        derivatives = [operators()[key].gradient for key in used if key in operators()]
-        used |= {(one.opset.domain, one.name) for one in derivatives if one is not None}
+        own = [derivatives()[key].gradient for key in present & derivatives().keys()]
+        used |= {(one.opset.domain, one.name) for one in own if one is not None}
     missing = [key for key in sorted(used) if (*key, "") not in model.functions]
     for key in missing:
         function = ir.serde.deserialize_function(bodies()[key])

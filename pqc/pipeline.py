@@ -80,9 +80,7 @@ def _parse_options(text: str, start: int, end: int, kind: type[Pass]) -> dict[st
             try:
                 options[field] = read(value, hint)
             except ValueError as error:
-                raise _error(
-                    text, position + len(name) + 1, f"'{value}' does not fit '{name}': {error}"
-                ) from error
+                raise _error(text, position + len(name) + 1, f"'{value}' does not fit '{name}': {error}") from error
         position += len(word) + 1
     return options
 
@@ -178,9 +176,7 @@ def _measure(before: ir.Model, after: ir.Model, feeds: Mapping[str, np.ndarray],
     """The largest relative difference over the outputs that both have, held against the declared meaning."""
     batch = batch_size(after) or VERIFY_BATCH
     arrays = {**sample(before, batch), **sample(after, batch)}
-    arrays |= {
-        name: np.resize(array, (batch, *array.shape[1:])) for name, array in feeds.items() if name in arrays
-    }
+    arrays |= {name: np.resize(array, (batch, *array.shape[1:])) for name, array in feeds.items() if name in arrays}
     old, new = (_evaluate(model, arrays) for model in (before, after))
     common = [name for name in old if name in new and old[name].shape == new[name].shape]
     if not common:

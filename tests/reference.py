@@ -58,9 +58,7 @@ FIXED_POINT_ROUNDING: dict[str, Callable[[FloatArray], FloatArray]] = {
 }
 
 
-def integer_range(
-    bitwidth: ArrayLike, signed: bool | int, narrow: bool | int
-) -> tuple[FloatArray, FloatArray]:
+def integer_range(bitwidth: ArrayLike, signed: bool | int, narrow: bool | int) -> tuple[FloatArray, FloatArray]:
     """Return the (lowest, highest) integer of a width.
 
     Signed: [-2^(b-1) + narrow, 2^(b-1) - 1]. Unsigned: [0, 2^b - 1 - narrow].

@@ -47,9 +47,7 @@ def test_docstring_examples() -> None:
 @pytest.mark.parametrize("mode", sorted(ref.ROUNDING))
 @pytest.mark.parametrize(("signed", "narrow"), [(0, 0), (0, 1), (1, 0), (1, 1)])
 @pytest.mark.parametrize("bits", [1.0, 2.0, 3.0, 5.0, 8.0, 2.5])
-@pytest.mark.parametrize(
-    ("scale", "zeropt"), [(1.0, 0.0), (2.0**-5, 0.0), (0.1, 0.0), (0.5, 3.0), (0.3, -1.5)]
-)
+@pytest.mark.parametrize(("scale", "zeropt"), [(1.0, 0.0), (2.0**-5, 0.0), (0.1, 0.0), (0.5, 3.0), (0.3, -1.5)])
 def test_quant_matches_qonnx_bit_for_bit(
     mode: str, signed: int, narrow: int, bits: float, scale: float, zeropt: float
 ) -> None:
@@ -125,9 +123,7 @@ def test_integer_range_is_exact() -> None:
 
 @pytest.mark.parametrize(("signed", "narrow"), [(0, 0), (0, 1), (1, 0), (1, 1)])
 @pytest.mark.parametrize(("scale", "zeropt"), [(0.25, 0.0), (0.1, 2.0)])
-def test_quant_grad_is_the_gradient_of_the_clip(
-    signed: int, narrow: int, scale: float, zeropt: float
-) -> None:
+def test_quant_grad_is_the_gradient_of_the_clip(signed: int, narrow: int, scale: float, zeropt: float) -> None:
     rng = np.random.default_rng(SEED)
     x, dy = rng.normal(scale=8 * scale, size=(6, 5)), rng.normal(size=(6, 5))
     low, high = ref.integer_range(4, signed, narrow)
@@ -214,9 +210,7 @@ def test_rounding_half_up_is_a_shifted_floor(k: int, i: int, f: int) -> None:
 
 def test_fixed_point_keeps_the_range_at_least_one_step_wide() -> None:
     x = [-3.0, -0.5, 0.0, 0.5, 3.0]
-    np.testing.assert_array_equal(
-        ref.fixed_point(x, 1, -9, 1, "RND_CONV"), ref.fixed_point(x, 1, -1, 1, "RND_CONV")
-    )
+    np.testing.assert_array_equal(ref.fixed_point(x, 1, -9, 1, "RND_CONV"), ref.fixed_point(x, 1, -1, 1, "RND_CONV"))
     np.testing.assert_array_equal(ref.fixed_point(x, 1, -1, 1, "RND_CONV"), [-0.5, -0.5, 0, 0, 0])
 
 

@@ -61,9 +61,7 @@ def require_packages() -> None:
     """End with one line that names the extra when a package for the export is missing."""
     missing = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
     if missing:
-        raise click.ClickException(
-            f"the export needs {' and '.join(missing)}: pip install 'pqc[export]'"
-        )
+        raise click.ClickException(f"the export needs {' and '.join(missing)}: pip install 'pqc[export]'")
 
 
 def load_split(path: Path) -> tuple["torch.Tensor", "torch.Tensor"]:

@@ -75,9 +75,7 @@ def require_packages() -> None:
     """End with one line that names the extra when a package for the simulation is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise click.ClickException(
-            f"the jet generator needs {', '.join(missing)}: pip install 'pqc[jets]'"
-        )
+        raise click.ClickException(f"the jet generator needs {', '.join(missing)}: pip install 'pqc[jets]'")
 
 
 def plan(split: str, jets: int, seed: int) -> list[Part]:
@@ -168,8 +166,7 @@ def _seeds(parts: list[Part]) -> dict[str, dict[str, list[int]]]:
     """Return the seeds of every split and class."""
     return {
         split: {
-            label: [part.seed for part in parts if (part.split, part.label) == (split, label)]
-            for label in CLASSES
+            label: [part.seed for part in parts if (part.split, part.label) == (split, label)] for label in CLASSES
         }
         for split in SPLITS
     }

@@ -208,15 +208,11 @@ def _choose(jets: Any) -> Any:
     return leading[kept[leading]]
 
 
-def _tracks(
-    particles: Particles, tracked: NDArray[np.bool_], noise: np.random.Generator
-) -> Objects:
+def _tracks(particles: Particles, tracked: NDArray[np.bool_], noise: np.random.Generator) -> Objects:
     pt = particles.pt[tracked]
     resolution = np.hypot(DETECTOR.track_slope * pt, DETECTOR.track_floor)
     measured = np.abs(pt * (1.0 + resolution * noise.normal(size=len(pt))))
-    return Objects(
-        particles.event[tracked], measured, particles.eta[tracked], particles.phi[tracked]
-    )
+    return Objects(particles.event[tracked], measured, particles.eta[tracked], particles.phi[tracked])
 
 
 def _cells(particles: Particles, chosen: NDArray[np.bool_], width: float) -> Objects:

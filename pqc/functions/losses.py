@@ -91,9 +91,7 @@ _ARGUMENTS = ("GO(0)", "I(0)", "I(1)")
 
 LOSSES: dict[str, Operator] = {
     "cross-entropy": Operator(CrossEntropy, CrossEntropyGrad, _ARGUMENTS),
-    "binary-cross-entropy": Operator(
-        BinaryCrossEntropyWithLogits, BinaryCrossEntropyWithLogitsGrad, _ARGUMENTS
-    ),
+    "binary-cross-entropy": Operator(BinaryCrossEntropyWithLogits, BinaryCrossEntropyWithLogitsGrad, _ARGUMENTS),
     "mse": Operator(MeanSquaredError, MeanSquaredErrorGrad, _ARGUMENTS),
     "l1": Operator(MeanAbsoluteError, MeanAbsoluteErrorGrad, _ARGUMENTS),
     "huber": Operator(Huber, HuberGrad, _ARGUMENTS),

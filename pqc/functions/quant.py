@@ -26,7 +26,7 @@ def Quant(
     """Round x to scale * (q - zeropt) with q an integer of `bitwidth` bits; saturate, then round.
 
     One signed bit is bipolar (-1, +1), as in QONNX. The tests on attributes and bit widths are folded away when
-    the session is made, which leaves five elementwise nodes.
+    the session is made, which leaves four elementwise nodes where one bit width serves all elements.
     """
     is_signed = op.CastLike(op.Constant(value_int=signed), bitwidth)
     is_narrow = op.CastLike(op.Constant(value_int=narrow), bitwidth)
@@ -34,7 +34,10 @@ def Quant(
     high = span - 1.0 - (1.0 - is_signed) * is_narrow
     low = is_signed * (is_narrow - span)
     v = x / scale + zeropt
-    clipped = op.Min(op.Max(v, low), high)
+    if op.Size(bitwidth) == 1:
+        clipped = op.Clip(v, op.Squeeze(low), op.Squeeze(high))
+    else:
+        clipped = op.Min(op.Max(v, low), high)
     mode = op.Constant(value_string=rounding_mode)
     if op.ReduceMax(bitwidth - is_signed, keepdims=0) == 0.0:
         q = op.CastLike(v >= 0.0, v) * 2.0 - 1.0
@@ -79,9 +82,12 @@ def QuantGrad(
     low = is_signed * (is_narrow - span)
     v = x / scale + zeropt
     if op.ReduceMax(bitwidth - is_signed, keepdims=0) == 0.0:
-        clipped = op.Min(op.Max(v, -1.0), 1.0)
+        clipped = op.Clip(v, -1.0, 1.0)
     else:
-        clipped = op.Min(op.Max(v, low), high)
+        if op.Size(bitwidth) == 1:
+            clipped = op.Clip(v, op.Squeeze(low), op.Squeeze(high))
+        else:
+            clipped = op.Min(op.Max(v, low), high)
     return dy * op.Cast(op.Equal(v, clipped), to=1)
 
 

@@ -160,9 +160,7 @@ class Sum:
         offset = bias.at(fraction).low.reshape(-1, *[1] * (self.partial.ndim - 1))
         total = add(self.value, Interval(offset, offset, fraction))
         granule = np.where(offset == 0, LIMIT, offset & -offset)
-        return Sum(
-            total, (self.partial << shift) + np.abs(offset), np.minimum(self.granule << shift, granule)
-        )
+        return Sum(total, (self.partial << shift) + np.abs(offset), np.minimum(self.granule << shift, granule))
 
 
 def weighted(x: Interval, weights: Interval) -> Sum:
@@ -173,9 +171,7 @@ def weighted(x: Interval, weights: Interval) -> Sum:
     high = dot(positive, x.high) + dot(negative, x.low)
     partial = dot(positive - negative, x.magnitude)
     bits = np.bitwise_or.reduce(np.abs(weights.low), axis=1, keepdims=True)
-    return Sum(
-        Interval(low, high, x.fraction + weights.fraction), partial, np.where(bits == 0, 1, bits & -bits)
-    )
+    return Sum(Interval(low, high, x.fraction + weights.fraction), partial, np.where(bits == 0, 1, bits & -bits))
 
 
 def convolve(x: Interval, weights: Interval, strides: Sequence[int], pads: Sequence[int], groups: int) -> Sum:

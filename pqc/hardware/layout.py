@@ -121,9 +121,7 @@ def _same(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
     """Elementwise nodes and Flatten: the order of the input; a constant beside it follows."""
     found = [orders[value] for value in node.inputs if value in orders]
     if any(not np.array_equal(order, found[0]) for order in found):
-        raise UnsupportedError(
-            f"{where(node)} meets a flattened image with another vector", hint="flatten it later"
-        )
+        raise UnsupportedError(f"{where(node)} meets a flattened image with another vector", hint="flatten it later")
     for value in node.inputs:
         if not is_quant(node) and value not in orders:
             _change_constant(value, lambda array: array.reshape(-1)[found[0]] if array.size > 1 else array)

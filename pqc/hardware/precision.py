@@ -66,7 +66,7 @@ def derive(model: ir.Model, ranges: Ranges) -> list[TypeRecord]:
             records += _layer(node, ranges)
         elif node.op_type == "AveragePool":
             records += _average_pool(node, ranges)
-        elif not is_fused_bias(node):
+        elif node.op_type != "Flatten" and not is_fused_bias(node):
             records += _plain(node, ranges)
     return records
 
@@ -136,9 +136,7 @@ def _layer(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
         bias = next(value for value in add.inputs if constant_through_quant(value))
     records = [
         TypeRecord.of(name, node, "accum", ranges[end].type(), ranges[end]),
-        TypeRecord.of(
-            name, node, "weight", _constant_type(node.inputs[1], ranges), of(node.inputs[1], ranges)
-        ),
+        TypeRecord.of(name, node, "weight", _constant_type(node.inputs[1], ranges), of(node.inputs[1], ranges)),
         TypeRecord.of(name, node, "result", result_type(end, ranges), _after_quant(end, ranges)),
     ]
     if bias is None:
@@ -167,11 +165,9 @@ def _average_pool(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
 
 def _plain(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
     value, name = node.outputs[0], node.name or ""
-    if node.op_type in ("Add", "Mul", "MaxPool", "Flatten"):
+    if node.op_type in ("Add", "Mul", "MaxPool"):
         values = ranges[value]
-        pool = (
-            [TypeRecord.of(name, node, "accum", values.type(), values)] if node.op_type == "MaxPool" else []
-        )
+        pool = [TypeRecord.of(name, node, "accum", values.type(), values)] if node.op_type == "MaxPool" else []
         return [*pool, TypeRecord.of(name, node, "result", values.type(), values)]
     kind = result_type(value, ranges)
     if node.op_type in REACH:
@@ -182,7 +178,5 @@ def _plain(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
 def _check_function(node: ir.Node, kind: FixedType, ranges: Ranges) -> None:
     user = sole_user(node.outputs[0])
     if user is None or not is_quant(user):
-        raise UnsupportedError(
-            f"{walk.where(node)}: no Quant rounds its result", hint="put one right behind it"
-        )
+        raise UnsupportedError(f"{walk.where(node)}: no Quant rounds its result", hint="put one right behind it")
     check_table(node, of(node.inputs[0], ranges), kind)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
 import onnx_ir as ir
 
 from pqc import files, graph
@@ -28,6 +29,9 @@ IoType = Literal["io_parallel", "io_stream"]
 QONNX_FILE, PRECISION_FILE, LOG_FILE = "qonnx.onnx", "precision.json", "hls4ml.log"
 # Only what no layer uses may fall back on this; `_settle` refuses a layer whose types were not derived.
 DEFAULT = "fixed<32,16>"
+MOVES = ("Reshape", "Repack", "Clone", "ZeroPadding1D", "ZeroPadding2D")
+MODES = (("rounding_mode", "TRN"), ("saturation_mode", "WRAP"))
+REPORT = "another version of hls4ml? pqc is tested with 1.3.0"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Project:
         records: the type of every tensor of every layer.
         layout: how its flat input and outputs are ordered.
         fractions: for each output, the fraction bits of its grid.
+        positions: for each output, its place among hls4ml's, which go in the order of the nodes.
     """
 
     folder: Path
@@ -49,6 +54,7 @@ class Project:
     records: list[TypeRecord]
     layout: Layout
     fractions: list[int]
+    positions: list[int]
 
     @property
     def log(self) -> Path:
@@ -71,18 +77,18 @@ def write_project(
     layout.rename(model)
     records = derive(model, ranges)
     tables = {
-        node.name or "": table_for(node, ranges[_input(node)]).size
-        for node in model.graph
-        if node.op_type in REACH
+        node.name or "": table_for(node, ranges[_input(node)]).size for node in model.graph if node.op_type in REACH
     }
     fractions = [ranges[value].fraction for value in model.graph.outputs]
     order = layout.to_channels_last(model, ranges)
+    made = [node.outputs[0] for node in model.graph if node.outputs[0].is_graph_output()]
+    positions = [made.index(value) for value in model.graph.outputs]
     out.mkdir(parents=True, exist_ok=True)
     graph.save(model, out / QONNX_FILE)
     files.write_text(out / PRECISION_FILE, to_json(records))
-    project = Project(out, backend, io_type, records, order, fractions)
+    project = Project(out, backend, io_type, records, order, fractions, positions)
     with quiet(project.log):
-        _convert(model, project, tables)
+        _convert(graph.to_proto(model), project, tables)
     return project
 
 
@@ -106,17 +112,16 @@ def quiet(log: Path) -> Iterator[None]:
         yield
 
 
-def _convert(model: ir.Model, project: Project, tables: dict[str, int]) -> None:
+def _convert(proto: onnx.ModelProto, project: Project, tables: dict[str, int]) -> None:
     import hls4ml
 
-    proto = graph.to_proto(model)
     try:
         config = hls4ml.utils.config_from_onnx_model(
             proto, granularity="name", backend=project.backend, default_precision=DEFAULT
         )
         _configure(config["LayerName"], project.records, tables)
         hls = hls4ml.converters.convert_from_onnx_model(
-            proto,
+            str(project.folder / QONNX_FILE),
             output_dir=str(project.folder),
             backend=project.backend,
             io_type=project.io_type,
@@ -144,7 +149,7 @@ def _configure(layers: dict[str, Any], records: list[TypeRecord], tables: dict[s
             wanted = record.tensor == "accum" or (record.tensor == "bias" and not (record.low or record.high))
         else:
             wanted = record.tensor in ("accum", "result") and record.layer == record.node
-            wanted = wanted and record.op not in ("Flatten", "Add", "Mul") and record.type.overflow == "WRAP"
+            wanted = wanted and record.op not in ("Add", "Mul") and record.type.overflow == "WRAP"
         if wanted or record.layer == layout.INPUT:
             name = record.layer if record.layer == layout.INPUT else record.node
             layers[name]["Precision"][record.tensor] = str(record.type)
@@ -154,36 +159,49 @@ def _configure(layers: dict[str, Any], records: list[TypeRecord], tables: dict[s
 
 def _settle(hls: Any, records: list[TypeRecord]) -> None:
     """Give every layer its derived types, and refuse layers or roundings that were not derived."""
-    wanted = {(record.layer, record.tensor): record for record in records}
     layers = {layer.name: layer for layer in hls.get_layers()}
-    for name, layer in layers.items():
-        if (name, "result") not in wanted:
-            raise HardwareError(f"hls4ml made a layer that was not foreseen: {layer.class_name} '{name}'")
-        for tensor in ("weight", "bias", "accum", "result"):
-            if f"{tensor}_t" in layer.types and (record := wanted.get((name, tensor))):
-                _settle_type(layer.types[f"{tensor}_t"], record)
     missing = sorted({record.layer for record in records} - set(layers))
     if missing:
-        raise HardwareError(f"hls4ml made no layer for {', '.join(missing)}")
+        raise HardwareError(f"hls4ml made no layer for {', '.join(missing)}", hint=REPORT)
+    for layer in set(layers) - {record.layer for record in records}:
+        _check_move(layers[layer])
+    for record in records:
+        named = layers[record.layer].types.get(f"{record.tensor}_t")
+        if named is not None and _type(named.precision) != record.type:
+            _narrow(named, record)
+    for record in records:  # a type that two layers share would have been narrowed for both
+        named = layers[record.layer].types.get(f"{record.tensor}_t")
+        if named is not None and _type(named.precision) != record.type:
+            raise _wrong_type(_type(named.precision), record)
 
 
-def _settle_type(named: Any, record: TypeRecord) -> None:
-    """Narrow a lossless type to the derived one; a rounding type must be right already."""
-    found = named.precision
-    kind = record.type
-    actual = FixedType(
-        int(found.width),
-        int(found.integer),
-        bool(found.signed),
-        str(found.rounding_mode),
-        str(found.saturation_mode),
-    )
-    if actual == kind:
-        return
-    if record.tensor in ("weight", "bias") or kind.overflow != "WRAP" or actual.overflow != "WRAP":
+def _check_move(layer: Any) -> None:
+    """Accept a layer that was not derived if it only moves values, in the type that it takes."""
+    found, given = (variable.type.precision for variable in (layer.get_output_variable(), layer.get_input_variable()))
+    if layer.class_name not in MOVES or _type(found) != _type(given):
         raise HardwareError(
-            f"hls4ml gives {record.tensor} of '{record.layer}' the type {actual} instead of {kind}"
+            f"hls4ml made a layer that was not foreseen: {layer.class_name} '{layer.name}' of type {found}",
+            hint=REPORT,
         )
-    narrowed = copy.copy(found)
-    narrowed.width, narrowed.integer, narrowed.signed = kind.width, kind.integer, kind.signed
-    named.precision = narrowed
+
+
+def _type(precision: Any) -> FixedType:
+    modes = (str(getattr(precision, name, default)) for name, default in MODES)
+    return FixedType(int(precision.width), int(precision.integer), bool(precision.signed), *modes)
+
+
+def _narrow(named: Any, record: TypeRecord) -> None:
+    """Replace a lossless type by the derived one, which is narrower; a rounding type must be right already."""
+    kind, found = record.type, _type(named.precision)
+    if record.tensor in ("weight", "bias") or kind.overflow != "WRAP" or not found.covers(kind):
+        raise _wrong_type(found, record)
+    precision = copy.copy(named.precision)
+    precision.width, precision.integer, precision.signed = kind.width, kind.integer, kind.signed
+    precision.rounding_mode, precision.saturation_mode = kind.rounding, kind.overflow
+    named.precision = precision
+
+
+def _wrong_type(found: FixedType, record: TypeRecord) -> HardwareError:
+    return HardwareError(
+        f"hls4ml gives the {record.tensor} of '{record.layer}' the type {found} instead of {record.type}", hint=REPORT
+    )

@@ -47,10 +47,13 @@ class FixedType:
 
     def __str__(self) -> str:
         name = "fixed" if self.signed else "ufixed"
-        modes = (
-            "" if (self.rounding, self.overflow) == ("TRN", "WRAP") else f",{self.rounding},{self.overflow}"
-        )
+        modes = "" if (self.rounding, self.overflow) == ("TRN", "WRAP") else f",{self.rounding},{self.overflow}"
         return f"{name}<{self.width},{self.integer}{modes}>"
+
+    def covers(self, other: FixedType) -> bool:
+        """Whether every value of `other` is a value of this type."""
+        shift = self.fraction - other.fraction
+        return shift >= 0 and self.low <= other.low << shift and other.high << shift <= self.high
 
     @classmethod
     def covering(cls, low: int, high: int, fraction: int) -> FixedType:
@@ -84,9 +87,7 @@ def fixed_type(node: ir.Node) -> FixedType:
     exponent = None if scale is None or scale.size != 1 else power_of_two(float(scale.reshape(())))
     rounding = ROUNDING.get(str(graph.attribute(node, "rounding_mode", "ROUND")))
     if exponent is None or bits is None or bits.size != 1 or rounding is None:
-        raise UnsupportedError(
-            f"Quant '{node.name}' is no fixed-point type", hint="run the legality rules first"
-        )
+        raise UnsupportedError(f"Quant '{node.name}' is no fixed-point type", hint="run the legality rules first")
     signed = bool(graph.attribute(node, "signed", 1))
     width = int(bits.reshape(()))
     narrow = bool(graph.attribute(node, "narrow", 0))

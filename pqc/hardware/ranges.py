@@ -83,9 +83,7 @@ def input_shape(value: ir.Value) -> tuple[int, ...]:
     """The static shape of a graph input without its batch dimension."""
     dims = [] if value.shape is None else list(value.shape)[1:]
     if not dims or not all(isinstance(dim, int) and dim > 0 for dim in dims):
-        raise UnsupportedError(
-            f"input '{value.name}' has no static shape", hint="export it with fixed dimensions"
-        )
+        raise UnsupportedError(f"input '{value.name}' has no static shape", hint="export it with fixed dimensions")
     return tuple(int(str(dim)) for dim in dims)
 
 
@@ -175,9 +173,7 @@ def pool_fraction(node: ir.Node, x: Interval) -> int:
 
 def output_fraction(node: ir.Node) -> int:
     """Fraction bits of the finest Quant that takes the output of `node`."""
-    return max(
-        (fixed_type(use.node).fraction for use in node.outputs[0].uses() if is_quant(use.node)), default=0
-    )
+    return max((fixed_type(use.node).fraction for use in node.outputs[0].uses() if is_quant(use.node)), default=0)
 
 
 def _average_pool(node: ir.Node, ranges: Ranges) -> Interval:

@@ -103,9 +103,7 @@ def _run(function: str, values: np.ndarray) -> np.ndarray:
 
     kind = onnx.TensorProto.FLOAT
     sides = [onnx.helper.make_tensor_value_info(name, kind, [None]) for name in ("x", "y")]
-    body = onnx.helper.make_graph(
-        [onnx.helper.make_node(function, ["x"], ["y"])], function, sides[:1], sides[1:]
-    )
+    body = onnx.helper.make_graph([onnx.helper.make_node(function, ["x"], ["y"])], function, sides[:1], sides[1:])
     model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"x": values})[0])

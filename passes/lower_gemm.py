@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import graph, layers
+from pqc.rewriting import Pass, close, explain
+
+
+@dataclass(frozen=True)
+class LowerGemm(Pass):
+    """Rewrite Gemm as MatMul and Add.
+
+    Gemm(x, W, b) → Add(MatMul(x, W), b). With transB the constant W is transposed in place and keeps its name, also
+    behind a Quant. MatMul and Add sum in another order than Gemm may, so float32 results can differ in the last bits.
+    Leaves a Gemm alone that transposes x, has alpha or beta other than 1, or a W that is computed or shared.
+    """
+
+    title: ClassVar[str] = "lower-gemm"
+    meaning: ClassVar = close(1e-5)
+
+    def rewrite(self, model: ir.Model) -> int:
+        names = graph.Names(model.graph)
+        return sum(_lower(model.graph, node, names) for node in list(model.graph) if _is_gemm(node))
+
+
+def _is_gemm(node: ir.Node) -> bool:
+    return node.op_type == "Gemm" and not node.domain
+
+
+def _lower(main: ir.Graph, node: ir.Node, names: graph.Names) -> int:
+    reason = _obstacle(node)
+    if reason is not None:
+        explain(node, f"left alone: {reason}")
+        return 0
+    if node.attributes.get_int("transB", 0):
+        _transpose(node.inputs[1])
+    output, bias = node.outputs[0], node.inputs[2] if len(node.inputs) > 2 else None
+    made = [ir.node("MatMul", [node.inputs[0], node.inputs[1]], name=names.new(f"{node.name}.matmul"))]
+    if bias is not None:
+        made[0].outputs[0].name = names.new(f"{output.name}.matmul")
+        made[0].outputs[0].shape, made[0].outputs[0].dtype = output.shape, output.dtype
+        made.append(ir.node("Add", [made[0].outputs[0], bias], name=names.new(f"{node.name}.add")))
+    last = made[-1].outputs[0]
+    last.shape, last.dtype = output.shape, output.dtype
+    ir.convenience.replace_nodes_and_values(main, node, [node], made, [output], [last])
+    return 1
+
+
+def _obstacle(node: ir.Node) -> str | None:
+    if node.attributes.get_int("transA", 0):
+        return "it transposes its first input"
+    if node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_float("beta", 1.0) != 1.0:
+        return "its alpha or beta is not 1"
+    if node.attributes.get_int("transB", 0) and not _transposable(node.inputs[1]):
+        return "its weight is computed, shared, or has scales of its own per row"
+    return None
+
+
+def _transposable(value: ir.Value | None) -> bool:
+    """Whether `value` is a constant that only this node takes, or the Quant of one with scalar parameters."""
+    if value is None or len(value.uses()) != 1 or value.is_graph_output():
+        return False
+    producer = value.producer()
+    if producer is None or not layers.is_quant(producer):
+        return value.is_initializer() and graph.constant(value) is not None
+    scalars = all((array := graph.constant(part)) is not None and array.ndim < 2 for part in producer.inputs[1:])
+    return (
+        scalars
+        and all(np.size(graph.constant(part)) == 1 for part in producer.inputs[1:])
+        and _transposable(producer.inputs[0])
+    )
+
+
+def _transpose(value: ir.Value | None) -> None:
+    assert value is not None
+    producer = value.producer()
+    if producer is not None:
+        _transpose(producer.inputs[0])
+        value.shape = None if value.shape is None else ir.Shape(reversed(list(value.shape)))
+        return
+    array = graph.constant(value)
+    assert array is not None
+    graph.set_initializer(value, array.T)

@@ -1,0 +1,245 @@
+"""Arrays to train and measure with: from files, matched to a graph's inputs, checked before anything runs.
+
+A data path is one of
+    a folder with `train` and `test` (and perhaps `validation`), each a file or a folder of .npy files;
+    one file, or one folder of .npy files, which is split.
+Files are .npz, .npy folders (memory-mapped), HDF5 and Parquet. The target is named y, target, label or labels;
+the other arrays are inputs, by the graph's names or else in order.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc.errors import DataError
+
+Arrays = dict[str, np.ndarray]
+TARGETS = ("target", "y", "label", "labels")
+SUFFIXES = (".npz", ".h5", ".hdf5", ".parquet")
+CHECK_ROWS = 65536
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs by the graph's names, the target, and the rows that are used.
+
+    Args:
+        inputs: arrays [rows, ...].
+        target: array [rows, ...].
+        rows: indices into them.
+    """
+
+    inputs: Arrays
+    target: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: np.ndarray) -> tuple[Arrays, np.ndarray]:
+        """Inputs and target of some of the rows, as float32 and the target's type."""
+        chosen = self.rows[rows]
+        return {name: as_float(array[chosen]) for name, array in self.inputs.items()}, self.target[chosen]
+
+    def all(self) -> tuple[Arrays, np.ndarray]:
+        """Everything."""
+        return self.take(np.arange(len(self)))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a run needs: training, validation and test rows."""
+
+    train: Split
+    validation: Split
+    test: Split
+    source: str
+
+
+def as_float(array: np.ndarray) -> np.ndarray:
+    """float32, which every stored type but float64 widens to exactly."""
+    return np.ascontiguousarray(array, np.float32)
+
+
+def load(path: str | Path, main: ir.Graph, *, labels: bool, validation: float = 0.1, seed: int = 0) -> Dataset:
+    """Read the data at `path` for the graph `main`.
+
+    Args:
+        path: see the module.
+        main: its inputs without a default give names, shapes and types.
+        labels: the target holds class numbers, one a row.
+        validation: the share of the training rows to validate on, where the data bring none.
+        seed: of that choice.
+
+    Raises:
+        DataError: a file is missing or broken, an array does not fit the graph, or holds NaN.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError("no such data file or folder", at=str(path), hint="give --data, or a reference model by name")
+    parts = _parts(path)
+    splits = {name: _fit(_read(part), part, main, labels) for name, part in parts.items()}
+    rng = np.random.default_rng(seed)
+    if "train" not in splits:
+        whole = splits["whole"]
+        order = rng.permutation(len(whole))
+        cut = len(whole) // 5
+        splits["test"], splits["train"] = _rows(whole, order[:cut]), _rows(whole, order[cut:])
+    if "validation" not in splits:
+        train = splits["train"]
+        order = rng.permutation(len(train))
+        cut = max(1, round(validation * len(train)))
+        splits["validation"], splits["train"] = _rows(train, np.sort(order[:cut])), _rows(train, np.sort(order[cut:]))
+    if not all(len(splits[name]) for name in ("train", "validation", "test")):
+        raise DataError(
+            "too few rows to split into training, validation and test", at=str(path), hint="give more data"
+        )
+    return Dataset(splits["train"], splits["validation"], splits["test"], str(path))
+
+
+def _rows(split: Split, chosen: np.ndarray) -> Split:
+    return Split(split.inputs, split.target, split.rows[chosen])
+
+
+def _parts(path: Path) -> dict[str, Path]:
+    if path.is_dir():
+        found = {part.stem: part for part in sorted(path.iterdir()) if part.stem in ("train", "validation", "test")}
+        if {"train", "test"} <= found.keys():
+            return found
+        if found:
+            raise DataError(
+                f"found {', '.join(sorted(found))}, but both train and test are needed",
+                at=str(path),
+                hint="add the other",
+            )
+        if not list(path.glob("*.npy")):
+            raise DataError(
+                "neither train and test nor .npy files in the folder", at=str(path), hint="see docs/data.md"
+            )
+    return {"whole": path}
+
+
+def _read(path: Path) -> Arrays:
+    try:
+        if path.is_dir():
+            return {
+                file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(path.glob("*.npy"))
+            }
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        if path.suffix in (".h5", ".hdf5"):
+            return _read_hdf5(path)
+        if path.suffix == ".parquet":
+            return _read_parquet(path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read the data: {error}", at=str(path), hint="is the file complete?") from error
+    raise DataError(
+        f"unknown data format '{path.suffix}'", at=str(path), hint=f"use .npy files or {', '.join(SUFFIXES)}"
+    )
+
+
+def _read_hdf5(path: Path) -> Arrays:
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError("HDF5 needs the package h5py", at=str(path), hint="pip install 'pqc[data]'") from error
+    with h5py.File(path, "r") as file:
+        return {name: np.asarray(item) for name, item in file.items() if isinstance(item, h5py.Dataset)}
+
+
+def _read_parquet(path: Path) -> Arrays:
+    """Columns as they are; list columns become matrices."""
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DataError("Parquet needs the package pyarrow", at=str(path), hint="pip install 'pqc[data]'") from error
+    table = parquet.read_table(path)
+    arrays = {}
+    for name in table.column_names:
+        column = table.column(name).to_numpy()
+        arrays[name] = np.stack(list(column)) if column.dtype == object else column
+    return arrays
+
+
+def _fit(arrays: Arrays, path: Path, main: ir.Graph, labels: bool) -> Split:
+    name = next((name for name in TARGETS if name in arrays), None)
+    if name is None:
+        raise DataError(
+            f"no target among {', '.join(arrays) or 'no arrays'}",
+            at=str(path),
+            hint=f"name it {' or '.join(TARGETS)}",
+        )
+    target = arrays.pop(name)
+    wanted = [value for value in main.inputs if value.name not in main.initializers and value.name != "target"]
+    inputs = _match(arrays, wanted, path)
+    for value in wanted:
+        _check_input(inputs[str(value.name)], value, path)
+    for label, array in {**inputs, name: target}.items():
+        if len(array) != len(target):
+            raise DataError(
+                f"'{label}' has {len(array)} rows, the target {len(target)}", at=str(path), hint="cut them"
+            )
+    return Split(inputs, _check_target(target, main, labels, path), np.arange(len(target)))
+
+
+def _match(arrays: Mapping[str, np.ndarray], wanted: list[ir.Value], path: Path) -> Arrays:
+    names = [str(value.name) for value in wanted]
+    if all(name in arrays for name in names):
+        return {name: arrays[name] for name in names}
+    if len(arrays) != len(wanted):
+        raise DataError(
+            f"the model has the inputs {', '.join(names)} and the data {', '.join(arrays) or 'none'}",
+            at=str(path),
+            hint="name the arrays as the model's inputs",
+        )
+    return dict(zip(names, arrays.values(), strict=True))
+
+
+def _check_input(array: np.ndarray, value: ir.Value, path: Path) -> None:
+    shape = value.shape.dims[1:] if value.shape is not None else ()
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"'{value.name}' holds {array.dtype}, not numbers", at=str(path), hint="store floats")
+    fits = array.ndim == len(shape) + 1 and all(
+        not isinstance(dim, int) or dim == size for dim, size in zip(shape, array.shape[1:], strict=True)
+    )
+    if not fits:
+        expected = ", ".join(str(dim) for dim in ("rows", *shape))
+        raise DataError(
+            f"'{value.name}' needs the shape [{expected}] and has {list(array.shape)}",
+            at=str(path),
+            hint="reshape it",
+        )
+    _check_finite(str(value.name), array, path)
+
+
+def _check_finite(name: str, array: np.ndarray, path: Path) -> None:
+    if array.dtype.kind != "f":
+        return
+    for start in range(0, len(array), CHECK_ROWS):
+        finite = np.isfinite(array[start : start + CHECK_ROWS]).reshape(len(array[start : start + CHECK_ROWS]), -1)
+        if not finite.all():
+            row = start + int(np.argmin(finite.all(axis=1)))
+            raise DataError(f"'{name}' has NaN or infinity, first in row {row}", at=str(path), hint="clean the data")
+
+
+def _check_target(target: np.ndarray, main: ir.Graph, labels: bool, path: Path) -> np.ndarray:
+    if not labels:
+        _check_finite("target", target, path)
+        return as_float(target)
+    if target.dtype.kind not in "iub" and not np.array_equal(target, np.round(target)):
+        raise DataError("the labels are not whole numbers", at=str(path), hint="store class numbers from 0")
+    shape = main.outputs[0].shape
+    classes = shape[-1] if shape is not None else None
+    low, high = (int(target.min()), int(target.max())) if target.size else (0, 0)
+    if low < 0 or (isinstance(classes, int) and high >= classes):
+        raise DataError(
+            f"labels run from {low} to {high}, but the model has {classes} classes", at=str(path), hint="count from 0"
+        )
+    return target.astype(np.int64)

@@ -1,0 +1,1 @@
+"""Training: the step, the epochs, the phases, the checkpoints."""

@@ -1,0 +1,100 @@
+"""What training carries from epoch to epoch, and its checkpoint file."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pqc import files
+from pqc.errors import TrainingError
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands: in segment `segment`, with `epochs` of it done; `step` optimizer steps in all."""
+
+    segment: int = 0
+    epochs: int = 0
+    step: int = 0
+
+
+@dataclass
+class TrainingState:
+    """Everything that a resumed run needs to end bit for bit as an uninterrupted one.
+
+    Args:
+        values: the parameters by name.
+        moments: the optimizer's moments, by slot and parameter.
+        snapshot: parameters to rewind to, empty where none was taken.
+        position: where training stands.
+        history: one record per epoch.
+        fingerprint: of the schedule, the model and the data.
+    """
+
+    values: Arrays
+    moments: dict[str, Arrays]
+    snapshot: Arrays = field(default_factory=dict)
+    position: Position = Position()
+    history: list[dict[str, Any]] = field(default_factory=list)
+    fingerprint: str = ""
+
+    def advance(self, **changes: int) -> None:
+        """Move the position."""
+        self.position = replace(self.position, **changes)
+
+
+def save(state: TrainingState, path: Path) -> None:
+    """Write a checkpoint in one step."""
+    arrays = {f"value/{name}": array for name, array in state.values.items()}
+    arrays |= {f"snapshot/{name}": array for name, array in state.snapshot.items()}
+    for slot, moments in state.moments.items():
+        arrays |= {f"moment/{slot}/{name}": array for name, array in moments.items()}
+    header = {
+        "position": vars(state.position),
+        "history": state.history,
+        "fingerprint": state.fingerprint,
+    }
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load(path: Path) -> TrainingState:
+    """Read a checkpoint.
+
+    Raises:
+        TrainingError: the file is missing, damaged or no checkpoint.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(arrays.pop("header").tobytes())
+        position = Position(**header["position"])
+    except FileNotFoundError as error:
+        raise TrainingError("there is no checkpoint to resume", at=str(path), hint="run without --resume") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise TrainingError("the checkpoint is damaged", at=str(path), hint="run without --resume") from error
+    moments: dict[str, Arrays] = {}
+    for name, array in arrays.items():
+        if name.startswith("moment/"):
+            _, slot, parameter = name.split("/", 2)
+            moments.setdefault(slot, {})[parameter] = array
+    return TrainingState(
+        values=_section(arrays, "value/"),
+        moments=moments,
+        snapshot=_section(arrays, "snapshot/"),
+        position=position,
+        history=header["history"],
+        fingerprint=header["fingerprint"],
+    )
+
+
+def _section(arrays: Arrays, prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""Schedules shipped as data: one per method, and one per reference model."""
