@@ -15,7 +15,13 @@ from pqc.passes.freeze_masks import FreezeMasks
 from pqc.passes.insert_masks import InsertMasks
 from pqc.passes.insert_quant import InsertQuant
 from pqc.passes.legalize import Legalize
+from pqc.passes.lower_conv import LowerConv
+from pqc.passes.lower_gemm import LowerGemm
+from pqc.passes.lower_pool import LowerPool
+from pqc.passes.lower_reshape import LowerReshape
+from pqc.passes.lower_scales import LowerScales
 from pqc.passes.normalize import Normalize
+from pqc.passes.strip_softmax import StripSoftmax
 from pqc.passes.strip_training import StripTraining
 
 from pqc.rewriting import Pass
@@ -26,6 +32,7 @@ TABLE: dict[str, type[Pass]] = {
         Normalize,
         FoldConstants,
         FoldBatchNorm,
+        LowerGemm,
         Legalize,
         InsertQuant,
         CalibrateQuant,
@@ -40,5 +47,10 @@ TABLE: dict[str, type[Pass]] = {
         FoldMasks,
         FoldQuant,
         StripTraining,
+        StripSoftmax,
+        LowerConv,
+        LowerPool,
+        LowerReshape,
+        LowerScales,
     )
 }

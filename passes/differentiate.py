@@ -42,6 +42,7 @@ class Differentiate(Pass):
         _inherit_attributes(differentiated.graph)
         model.graph = differentiated.graph
         library.link(model)
+        library.prune_imports(model)
         check_shapes(model)
         return 1
 

@@ -52,7 +52,7 @@ def _replace(main: ir.Graph, values: list[ir.Value]) -> None:
     )
     pieces = [
         ir.val(names.new(f"{value.name}.flat"), ir.DataType.FLOAT, [array.size])
-        for value, array in zip(values, arrays)
+        for value, array in zip(values, arrays, strict=True)
     ]
     nodes = [ir.node("Split", [theta, sizes], {"axis": 0}, name=names.new("theta.split"), outputs=pieces)]
     for value, array, piece in zip(values, arrays, pieces, strict=True):

@@ -71,7 +71,7 @@ def make_method(name: str, options: dict[str, str]) -> Method:
 
 
 def _masked(weight: ir.Value) -> bool:
-    readers = [node for node in weight.consumers()]
+    readers = list(weight.consumers())
     readers += [node for reader in readers if layers.is_quant(reader) for node in reader.outputs[0].consumers()]
     return any(layers.applies_mask(node) for node in readers)
 

@@ -84,7 +84,7 @@ def load(path: str | Path, main: ir.Graph, *, labels: bool, validation: float = 
     if not path.exists():
         raise DataError("no such data file or folder", at=str(path), hint="give --data, or a reference model by name")
     parts = _parts(path)
-    splits = {name: _fit(_read(part), part, main, labels) for name, part in parts.items()}
+    splits = {name: _fit(read(part), part, main, labels) for name, part in parts.items()}
     rng = np.random.default_rng(seed)
     if "train" not in splits:
         whole = splits["whole"]
@@ -125,7 +125,12 @@ def _parts(path: Path) -> dict[str, Path]:
     return {"whole": path}
 
 
-def _read(path: Path) -> Arrays:
+def read(path: Path) -> Arrays:
+    """The arrays of a file or of a folder of .npy files, by name.
+
+    Raises:
+        DataError: unknown format, or a broken file.
+    """
     try:
         if path.is_dir():
             return {

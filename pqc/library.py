@@ -67,8 +67,13 @@ def unlink(model: ir.Model) -> int:
     unlinked = [identifier for identifier in model.functions if identifier[:2] in bodies()]
     for identifier in unlinked:
         del model.functions[identifier]
-    used = {node.domain for node in model.graph.all_nodes()} | {""}
+    return len(unlinked) + prune_imports(model)
+
+
+def prune_imports(model: ir.Model) -> int:
+    """Remove the imports of domains that neither a node nor a function uses; return how many."""
+    used = {"", *(node.domain for node in model.graph.all_nodes()), *(key[0] for key in model.functions)}
     stale = [domain for domain in model.graph.opset_imports if domain not in used]
     for domain in stale:
         del model.graph.opset_imports[domain]
-    return len(unlinked) + len(stale)
+    return len(stale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -11,6 +12,9 @@ from difflib import get_close_matches
 from pqc.fixed_point import FixedPoint
 
 NONE = "none"
+
+_WORD = re.compile(r'(?:"[^"]*"|[^\s"])+')
+_SPECIAL = re.compile(r"[\s{}]")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -55,6 +59,21 @@ def _pair(text: str) -> tuple[str, str]:
     if not separator:
         raise ValueError(f"expected name=value and got '{text}'")
     return name, value
+
+
+def split_words(text: str) -> list[tuple[int, str]]:
+    """The words of `text` with their positions; spaces inside double quotes do not separate."""
+    return [(match.start(), match.group()) for match in _WORD.finditer(text)]
+
+
+def unquote(text: str) -> str:
+    """`text` without the double quotes around it."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+def quote(text: str) -> str:
+    """`text` in double quotes where a pipeline's own characters occur in it."""
+    return f'"{text}"' if _SPECIAL.search(text) else text
 
 
 def write(value: object) -> str:

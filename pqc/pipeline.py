@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from pqc import engine, graph
 from pqc.errors import PassError, PipelineError, PqcError
-from pqc.options import field_types, nearest, read, spell, write
+from pqc.options import field_types, nearest, quote, read, spell, split_words, unquote, write
 from pqc.passes import TABLE
 from pqc.rewriting import Meaning, Pass
 from pqc.samples import batch_size, sample
@@ -37,9 +38,12 @@ def parse(text: str) -> list[Pass]:
 
 
 def _end_of_pass(text: str, start: int) -> int:
-    depth = 0
+    depth, quoted = 0, False
     for position in range(start, len(text)):
         character = text[position]
+        quoted ^= character == '"'
+        if quoted:
+            continue
         depth += (character == "{") - (character == "}")
         if depth < 0:
             raise _error(text, position, "a closing brace without an opening one")
@@ -68,20 +72,18 @@ def _parse_pass(text: str, start: int, end: int) -> Pass:
 def _parse_options(text: str, start: int, end: int, kind: type[Pass]) -> dict[str, object]:
     types = {spell(name): (name, hint) for name, hint in field_types(kind).items()}
     options: dict[str, object] = {}
-    position = start
-    for word in text[start:end].split(" "):
-        if word:
-            name, separator, value = word.partition("=")
-            if not separator or name not in types:
-                known = f"it has: {', '.join(types)}" if types else "it has no options"
-                what = f"'{kind.title}' has no option '{name}'{nearest(name, types)}"
-                raise _error(text, position, what if separator else "expected option=value", hint=known)
-            field, hint = types[name]
-            try:
-                options[field] = read(value, hint)
-            except ValueError as error:
-                raise _error(text, position + len(name) + 1, f"'{value}' does not fit '{name}': {error}") from error
-        position += len(word) + 1
+    for offset, word in split_words(text[start:end]):
+        position = start + offset
+        name, separator, value = word.partition("=")
+        if not separator or name not in types:
+            known = f"it has: {', '.join(types)}" if types else "it has no options"
+            what = f"'{kind.title}' has no option '{name}'{nearest(name, types)}"
+            raise _error(text, position, what if separator else "expected option=value", hint=known)
+        field, hint = types[name]
+        try:
+            options[field] = read(unquote(value), hint)
+        except ValueError as error:
+            raise _error(text, position + len(name) + 1, f"'{value}' does not fit '{name}': {error}") from error
     return options
 
 
@@ -97,7 +99,7 @@ def unparse(passes: Sequence[Pass]) -> str:
 def _unparse_pass(one: Pass) -> str:
     default = type(one)()
     options = [
-        f"{spell(field.name)}={write(getattr(one, field.name))}"
+        f"{spell(field.name)}={quote(write(getattr(one, field.name)))}"
         for field in fields(one)
         if getattr(one, field.name) != getattr(default, field.name)
     ]
@@ -205,13 +207,13 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a.astype(np.float64) - b).max() / max(np.abs(a).max(), np.finfo(np.float32).tiny))
 
 
-def to_text(model: ir.Model) -> str:
-    """The graph as ONNX text, weights left out."""
-    return ir.to_onnx_text(model, exclude_initializers=True)
-
-
-def load_and_run(path: str, pipeline: str) -> ir.Model:
-    """Read a model and run a pipeline on it."""
-    model = graph.load(path)
-    run(model, pipeline)
-    return model
+def to_text(model: ir.Model, *, functions: bool = False) -> str:
+    """The graph as ONNX text; of initializers the type only, of function bodies nothing unless asked for."""
+    proto = graph.to_proto(model)
+    for field in (proto.graph.value_info, proto.metadata_props, *([] if functions else [proto.functions])):
+        del field[:]
+    for tensor in proto.graph.initializer:
+        info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        proto.graph.value_info.append(info)
+    del proto.graph.initializer[:]
+    return str(onnx.printer.to_text(proto))

@@ -216,7 +216,6 @@ def windows(values: Integers, kernel: Sequence[int], strides: Sequence[int], pad
     rank = len(kernel)
     padded = np.pad(values, [(0, 0), *((pads[i], pads[i + rank]) for i in range(rank))])
     view = np.lib.stride_tricks.sliding_window_view(padded, tuple(kernel), axis=tuple(range(1, rank + 1)))
-    steps = tuple(slice(None, None, step) for step in strides)
-    view = view[(slice(None), *steps)]
-    moved = np.moveaxis(view, range(rank + 1, 2 * rank + 1), range(1, rank + 1))
+    chosen = (slice(None), *(slice(None, None, step) for step in strides))
+    moved = np.moveaxis(view[chosen], range(rank + 1, 2 * rank + 1), range(1, rank + 1))
     return moved.reshape(values.shape[0], -1, *moved.shape[rank + 1 :])

@@ -67,6 +67,30 @@ def rename(model: ir.Model) -> None:
     model.graph.inputs[0].name = INPUT
 
 
+def unshare(model: ir.Model) -> None:
+    """Give every node constants of its own, and Quant nodes scalar parameters: hls4ml consumes constants."""
+    names = graph.Names(model.graph)
+    for node in list(model.graph):
+        for index, value in enumerate(node.inputs):
+            producer = None if value is None else value.producer()
+            if value is not None and producer is not None and len(value.uses()) > 1 and constant_through_quant(value):
+                clone = ir.node(
+                    "Quant", list(producer.inputs), dict(producer.attributes), domain=producer.domain, name=node.name
+                )
+                model.graph.insert_before(node, clone)
+                node.replace_input_with(index, clone.outputs[0])
+    for node in model.graph:
+        for index, value in enumerate(node.inputs):
+            array = graph.constant(value)
+            if value is None or array is None:
+                continue
+            array = array.reshape(()) if is_quant(node) and index > 0 and array.size == 1 else array
+            if len(value.uses()) > 1 or array.shape != value.shape:
+                own = graph.add_initializer(model.graph, names.new(value.name or "constant"), array)
+                node.replace_input_with(index, own)
+    graph.remove_unused(model.graph)
+
+
 def to_channels_last(model: ir.Model, ranges: Ranges) -> Layout:
     """Turn images into channels-last ones and fix every shape at batch size 1.
 
@@ -121,7 +145,9 @@ def _same(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
     """Elementwise nodes and Flatten: the order of the input; a constant beside it follows."""
     found = [orders[value] for value in node.inputs if value in orders]
     if any(not np.array_equal(order, found[0]) for order in found):
-        raise UnsupportedError(f"{where(node)} meets a flattened image with another vector", hint="flatten it later")
+        raise UnsupportedError(
+            "it joins a flattened image and another vector", at=where(node), hint="flatten it later"
+        )
     for value in node.inputs:
         if not is_quant(node) and value not in orders:
             _change_constant(value, lambda array: array.reshape(-1)[found[0]] if array.size > 1 else array)

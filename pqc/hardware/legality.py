@@ -1,6 +1,257 @@
-"""rules"""
+"""The table of what hls4ml 1.3.0 rejects or, worse, accepts and computes wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from pqc.errors import UnsupportedError
+from pqc.hardware import rules
+from pqc.hardware.quantizer import is_quant
+from pqc.hardware.ranges import input_shape
+from pqc.hardware.rules import JOINS, POOLS
+from pqc.hardware.tables import REACH
 
-def check(model: ir.Model, io_type: str) -> None: ...
+HINTS = {
+    "Gemm": "run the pass lower-gemm",
+    "Softmax": "hls4ml's tables are off by more than an LSB; end the network at its logits",
+    "LogSoftmax": "hls4ml's tables are off by more than an LSB; end the network at its logits",
+    "BatchNormalization": "run the pass fold-batchnorm before training",
+    "GlobalAveragePool": "run the pass lower-pool",
+    "GlobalMaxPool": "run the pass lower-pool",
+    "Reshape": "run the pass lower-reshape; only flattening is supported",
+    "Div": "multiply by the reciprocal",
+    "Clip": "use a saturating unsigned Quant",
+    "BipolarQuant": "use a signed Quant of 2 bits with narrow=1",
+    "IntQuant": "name the operator Quant; hls4ml loses the type otherwise",
+    "Resize": "hls4ml resizes along the wrong axes",
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that must not be handed to hls4ml.
+
+    Args:
+        name: what tests and documentation call it.
+        reason: what hls4ml would do.
+        hint: what to do about it.
+        applies: the nodes that it looks at.
+        broken: says what it found at a node, or None.
+    """
+
+    name: str
+    reason: str
+    hint: str
+    applies: Callable[[ir.Node], bool]
+    broken: Callable[[ir.Node], str | None]
+
+
+def check(model: ir.Model, io_type: str = "io_parallel") -> None:
+    """Refuse a graph that hls4ml would reject or compute wrongly.
+
+    Raises:
+        UnsupportedError: names the first such node, what is wrong with it, and how many more there are.
+    """
+    found = list(problems(model, io_type))
+    if not found:
+        return
+    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
+    raise UnsupportedError(found[0].message + more, at=found[0].at, hint=found[0].hint)
+
+
+def problems(model: ir.Model, io_type: str = "io_parallel") -> Iterator[UnsupportedError]:
+    """Everything that speaks against handing `model` to hls4ml: the graph's own problems, then one a node."""
+    yield from _input_problems(model.graph)
+    table = RULES + (STREAM_RULES if io_type == "io_stream" else ())
+    for node in model.graph:
+        for rule in table:
+            found = rule.broken(node) if rule.applies(node) else None
+            if found is not None:
+                hint = HINTS.get(node.op_type, rule.hint) if rule.name == "operator" else rule.hint
+                yield UnsupportedError(f"{found}: {rule.reason}", at=f"{node.op_type} '{node.name}'", hint=hint)
+                break
+
+
+def _input_problems(main: ir.Graph) -> Iterator[UnsupportedError]:
+    if len(main.inputs) != 1:
+        names = ", ".join(value.name or "" for value in main.inputs)
+        yield UnsupportedError(
+            f"{len(main.inputs)} inputs ({names}): only one is supported", hint="join them outside"
+        )
+        return
+    source = main.inputs[0]
+    users = [use.node for use in source.uses()]
+    try:
+        input_shape(source)
+    except UnsupportedError as error:
+        yield error
+    if len(users) != 1 or not is_quant(users[0]) or source.is_graph_output():
+        yield UnsupportedError(
+            "the input is not rounded by one Quant for all: hls4ml would cut raw inputs off to its default type",
+            at=f"input '{source.name}'",
+            hint="put one Quant right behind it (insert-quant does)",
+        )
+
+
+def _on(*kinds: str) -> Callable[[ir.Node], bool]:
+    return lambda node: node.op_type in kinds and not node.domain
+
+
+def _any(node: ir.Node) -> bool:
+    return True
+
+
+# The first rule that a node breaks is the one reported, so rules that others rely on come first.
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "operator", "hls4ml has no exact form of it", "keep it out of the network, or rewrite it", _any, rules.unknown
+    ),
+    Rule("quant-computed", "hls4ml needs constants", "fold constants first", is_quant, rules.computed_parameter),
+    Rule(
+        "quant-scale",
+        "hls4ml multiplies by it in its default type and is off by an LSB",
+        "train with power of two scales",
+        is_quant,
+        rules.scale,
+    ),
+    Rule(
+        "quant-scales",
+        "hls4ml takes one scale a tensor, and fails or is off by an LSB otherwise",
+        "run the pass lower-scales for weights; use one scale for activations",
+        is_quant,
+        rules.shape_of(1, "scales"),
+    ),
+    Rule(
+        "quant-zero-point",
+        "hls4ml adds it in its default type and is off by LSBs",
+        "use symmetric types",
+        is_quant,
+        rules.zero_point,
+    ),
+    Rule(
+        "quant-widths",
+        "hls4ml takes one width a tensor",
+        "run the pass lower-scales for weights",
+        is_quant,
+        rules.shape_of(3, "bit widths"),
+    ),
+    Rule(
+        "quant-fraction",
+        "hls4ml rounds them up and the network does not",
+        "round the bit width",
+        is_quant,
+        rules.fractional_bits,
+    ),
+    Rule(
+        "quant-bits",
+        "hls4ml has 0 and -1 where QONNX has +1 and -1",
+        "use 2 bits, with narrow=1 for -1, 0 and 1",
+        is_quant,
+        rules.few_bits,
+    ),
+    Rule("quant-rounding", "hls4ml has only ROUND and FLOOR", "train with ROUND or FLOOR", is_quant, rules.rounding),
+    Rule("quant-narrow", "hls4ml has no such type", "set narrow to 0", is_quant, rules.narrow),
+    Rule("on-grid", "hls4ml may take the unrounded values", "run the pass fold-quant", is_quant, rules.off_grid),
+    Rule(
+        "same-tensor",
+        "hls4ml cannot tell its inputs apart",
+        "multiply by 2 in the weights instead",
+        _any,
+        rules.twice,
+    ),
+    Rule(
+        "constant-data",
+        "hls4ml makes a layer of the other input only",
+        "put the weight second",
+        _on("MatMul", "Conv"),
+        rules.data_constant,
+    ),
+    Rule(
+        "constant-weight",
+        "hls4ml computes a product of two activations wrongly",
+        "use constant weights",
+        _on("MatMul", "Conv"),
+        rules.weight_not_constant,
+    ),
+    Rule(
+        "missing-quant",
+        "hls4ml would cut it off to its default type",
+        "put a Quant behind it (insert-quant does)",
+        _on("MatMul", "Conv", *JOINS),
+        rules.bare_constant,
+    ),
+    Rule(
+        "matmul-rank", "hls4ml computes it wrongly", "use a Conv with a kernel of 1", _on("MatMul"), rules.matmul_rank
+    ),
+    Rule("conv-rank", "hls4ml has one or two", "use Conv of one or two dimensions", _on("Conv"), rules.conv_rank),
+    Rule(
+        "auto-pad",
+        "hls4ml ignores it",
+        "run the pass legalize, which writes pads",
+        _on("Conv", *POOLS),
+        rules.auto_pad,
+    ),
+    Rule(
+        "conv-attributes",
+        "hls4ml stops at it",
+        "run the pass lower-conv",
+        _on("Conv"),
+        rules.missing("kernel_shape", "strides", "pads", "dilations", "group"),
+    ),
+    Rule("conv-groups", "hls4ml aborts", "run the pass lower-conv, which fills in zeros", _on("Conv"), rules.grouped),
+    Rule(
+        "dilation",
+        "hls4ml gets the output's size wrong",
+        "run the pass lower-conv, which fills in zeros",
+        _on("Conv", *POOLS),
+        rules.dilation,
+    ),
+    Rule(
+        "pool-rank",
+        "hls4ml pools two dimensions only",
+        "lift the network to two dimensions with a height of 1",
+        _on(*POOLS),
+        rules.pool_rank,
+    ),
+    Rule(
+        "pool-attributes",
+        "hls4ml stops at it",
+        "run the pass lower-pool",
+        _on(*POOLS),
+        rules.missing("kernel_shape", "strides", "pads"),
+    ),
+    Rule(
+        "pool-pads", "hls4ml counts what it pads otherwise", "pad in the Conv before it", _on(*POOLS), rules.pool_pads
+    ),
+    Rule("pool-ceil", "hls4ml drops the last window", "set ceil_mode to 0 and pad before", _on(*POOLS), rules.ceil),
+    Rule(
+        "unrounded",
+        "its exact value has no end, and hls4ml cuts it off somewhere",
+        "put a Quant right behind it",
+        _on("AveragePool", *REACH),
+        rules.unrounded,
+    ),
+    Rule("fork", "hls4ml rounds it for all of them", "let all of them take the Quant's result", _any, rules.fork),
+    Rule(
+        "constant-join",
+        "hls4ml makes a layer of its own that pqc has not checked",
+        "fold it into the weights or the bias of the layer before",
+        _on(*JOINS),
+        rules.join,
+    ),
+    Rule("flatten-axis", "hls4ml flattens all but the batch", "use axis 1", _on("Flatten"), rules.flatten_axis),
+)
+
+STREAM_RULES: tuple[Rule, ...] = (
+    Rule(
+        "stream-pool",
+        "hls4ml's streaming pools take windows side by side only",
+        "use io_parallel",
+        _on(*POOLS),
+        rules.overlapping,
+    ),
+    Rule("stream-output", "hls4ml reads the stream twice", "use io_parallel", _any, rules.read_output),
+)

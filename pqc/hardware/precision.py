@@ -112,11 +112,11 @@ def _quant(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
     if source.is_graph_input():
         return [TypeRecord.of(source.name or "", node, "result", fixed_type(node), values)]
     producer = source.producer()
-    merged = producer is not None and sole_user(source) is node and _takes_quant(producer)
+    merged = producer is not None and sole_user(source) is node and takes_quant(producer)
     return [] if merged else [TypeRecord.of(f"{node.name}_act", node, "result", fixed_type(node), values)]
 
 
-def _takes_quant(node: ir.Node) -> bool:
+def takes_quant(node: ir.Node) -> bool:
     """Whether hls4ml lets the layer of `node` round its own result to the Quant that follows."""
     return node.op_type in ("MatMul", "Conv", "Relu", *REACH) or is_fused_bias(node)
 
@@ -165,7 +165,7 @@ def _average_pool(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
 
 def _plain(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
     value, name = node.outputs[0], node.name or ""
-    if node.op_type in ("Add", "Mul", "MaxPool"):
+    if node.op_type in ("Add", "Sub", "Mul", "MaxPool"):
         values = ranges[value]
         pool = [TypeRecord.of(name, node, "accum", values.type(), values)] if node.op_type == "MaxPool" else []
         return [*pool, TypeRecord.of(name, node, "result", values.type(), values)]
@@ -178,5 +178,5 @@ def _plain(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
 def _check_function(node: ir.Node, kind: FixedType, ranges: Ranges) -> None:
     user = sole_user(node.outputs[0])
     if user is None or not is_quant(user):
-        raise UnsupportedError(f"{walk.where(node)}: no Quant rounds its result", hint="put one right behind it")
+        raise UnsupportedError("no Quant rounds its result", at=walk.where(node), hint="put one right behind it")
     check_table(node, of(node.inputs[0], ranges), kind)

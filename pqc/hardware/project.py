@@ -19,7 +19,7 @@ from pqc.errors import HardwareError
 from pqc.hardware import layout, legality
 from pqc.hardware import ranges as walk
 from pqc.hardware.layout import Layout
-from pqc.hardware.precision import TypeRecord, derive
+from pqc.hardware.precision import NO_BIAS, TypeRecord, derive
 from pqc.hardware.quantizer import FixedType
 from pqc.hardware.tables import ENTRY, REACH, table_for
 
@@ -73,6 +73,7 @@ def write_project(
     """
     model = graph.copy(model)
     legality.check(model, io_type)
+    layout.unshare(model)
     ranges = walk.propagate(model)
     layout.rename(model)
     records = derive(model, ranges)
@@ -146,10 +147,10 @@ def _configure(layers: dict[str, Any], records: list[TypeRecord], tables: dict[s
     """
     for record in records:
         if record.op in ("MatMul", "Conv"):
-            wanted = record.tensor == "accum" or (record.tensor == "bias" and not (record.low or record.high))
+            wanted = record.tensor == "accum" or record.type == NO_BIAS
         else:
             wanted = record.tensor in ("accum", "result") and record.layer == record.node
-            wanted = wanted and record.op not in ("Add", "Mul") and record.type.overflow == "WRAP"
+            wanted = wanted and record.op not in ("Add", "Sub", "Mul") and record.type.overflow == "WRAP"
         if wanted or record.layer == layout.INPUT:
             name = record.layer if record.layer == layout.INPUT else record.node
             layers[name]["Precision"][record.tensor] = str(record.type)

@@ -33,12 +33,13 @@ def propagate(model: ir.Model) -> Ranges:
     for node in model.graph:
         rule = RULES.get(node.op_type)
         if rule is None:
-            raise UnsupportedError(f"{where(node)}: no interval rule for {node.op_type}")
+            raise UnsupportedError("there is no interval rule for this operator", at=where(node))
         try:
             ranges[node.outputs[0]] = rule(node, ranges)
         except TooWide as error:
             raise UnsupportedError(
-                f"{where(node)}: its values span {error}, and no float32 network computes those exactly",
+                f"its values span {error}, and no float32 network computes those exactly",
+                at=where(node),
                 hint="put a Quant before it, or give it fewer bits",
             ) from error
     return ranges
@@ -67,7 +68,8 @@ def require_exact(node: ir.Node, worst: int, fraction: int) -> None:
     if worst < EXACT_FLOAT:
         return
     raise UnsupportedError(
-        f"{where(node)}: partial sums reach {worst} units of 2^-{fraction}; float32 is exact below {EXACT_FLOAT}",
+        f"partial sums reach {worst} units of 2^-{fraction}, and float32 is exact below {EXACT_FLOAT}",
+        at=where(node),
         hint=f"take {worst.bit_length() - 24} bits in all from its inputs, weights or bias",
     )
 
@@ -128,6 +130,13 @@ def integers(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
 
 def _add(node: ir.Node, ranges: Ranges) -> Interval:
     total = intervals.add(of(node.inputs[0], ranges), of(node.inputs[1], ranges))
+    require_exact(node, int(total.magnitude.max()), total.fraction)
+    return total
+
+
+def _subtract(node: ir.Node, ranges: Ranges) -> Interval:
+    b = of(node.inputs[1], ranges)
+    total = intervals.add(of(node.inputs[0], ranges), Interval(-b.high, -b.low, b.fraction))
     require_exact(node, int(total.magnitude.max()), total.fraction)
     return total
 
@@ -204,6 +213,7 @@ RULES: dict[str, Callable[[ir.Node, Ranges], Interval]] = {
     "MatMul": _matmul,
     "Conv": _conv,
     "Add": _add,
+    "Sub": _subtract,
     "Mul": _multiply,
     "Relu": _relu,
     "MaxPool": _max_pool,

@@ -1,13 +1,9 @@
-"""The table of what hls4ml 1.3.0 rejects or computes wrongly, one rule a line of defence.
-
-A rule looks at one node and says what it found, or None. Its reason is what hls4ml would do; its hint is a way out.
-"""
+"""What the legality rules look for: each function says what it found at a node, or None."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -21,55 +17,22 @@ from pqc.hardware.tables import REACH
 POOLS = ("MaxPool", "AveragePool")
 JOINS = ("Add", "Sub", "Mul")
 KNOWN = frozenset({"MatMul", "Conv", "Relu", "Flatten", *REACH, *POOLS, *JOINS})
-LAYERS = ("MatMul", "Conv")
-
-HINTS = {
-    "Gemm": "run the pass lower-gemm",
-    "Softmax": "hls4ml's tables are off by more than an LSB; end the network at its logits",
-    "LogSoftmax": "hls4ml's tables are off by more than an LSB; end the network at its logits",
-    "BatchNormalization": "run the pass fold-batchnorm before training",
-    "GlobalAveragePool": "run the pass lower-pool",
-    "GlobalMaxPool": "run the pass lower-pool",
-    "Reshape": "run the pass lower-reshape; only flattening is supported",
-    "Div": "multiply by the reciprocal",
-    "Clip": "use a saturating unsigned Quant",
-    "BipolarQuant": "use a signed Quant of 2 bits with narrow=1",
-    "IntQuant": "name the operator Quant; hls4ml loses the type otherwise",
-    "Resize": "hls4ml resizes along the wrong axes",
-}
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One thing that must not be handed to hls4ml.
-
-    Args:
-        name: what tests and documentation call it.
-        reason: what hls4ml would do.
-        hint: what to do about it.
-        broken: says what it found at a node, or None.
-    """
-
-    name: str
-    reason: str
-    hint: str
-    broken: Callable[[ir.Node], str | None]
-
-
-def _unknown(node: ir.Node) -> str | None:
+def unknown(node: ir.Node) -> str | None:
     if is_quant(node) or (not node.domain and node.op_type in KNOWN):
         return None
     return f"operator {node.domain + '::' if node.domain else ''}{node.op_type}"
 
 
-def _computed_parameter(node: ir.Node) -> str | None:
+def computed_parameter(node: ir.Node) -> str | None:
     missing = [
         name for index, name in enumerate(("scale", "zero point", "bit width"), 1) if parameter(node, index) is None
     ]
     return f"its {missing[0]} is computed" if missing else None
 
 
-def _shape_of(index: int, name: str) -> Callable[[ir.Node], str | None]:
+def shape_of(index: int, name: str) -> Callable[[ir.Node], str | None]:
     def broken(node: ir.Node) -> str | None:
         array = parameter(node, index)
         return None if array is None or array.size == 1 else f"{array.size} {name}"
@@ -77,24 +40,24 @@ def _shape_of(index: int, name: str) -> Callable[[ir.Node], str | None]:
     return broken
 
 
-def _scale(node: ir.Node) -> str | None:
+def scale(node: ir.Node) -> str | None:
     scale = parameter(node, 1)
     wrong = [] if scale is None else [value for value in scale.reshape(-1) if power_of_two(float(value)) is None]
     return f"scale {float(wrong[0]):g}" if wrong else None
 
 
-def _zero_point(node: ir.Node) -> str | None:
+def zero_point(node: ir.Node) -> str | None:
     zero = parameter(node, 2)
     return None if zero is None or not zero.any() else f"zero point {float(zero.reshape(-1)[0]):g}"
 
 
-def _fractional_bits(node: ir.Node) -> str | None:
+def fractional_bits(node: ir.Node) -> str | None:
     bits = parameter(node, 3)
     wrong = [] if bits is None else [value for value in bits.reshape(-1) if not float(value).is_integer()]
     return f"{float(wrong[0]):g} bits" if wrong else None
 
 
-def _few_bits(node: ir.Node) -> str | None:
+def few_bits(node: ir.Node) -> str | None:
     bits, signed = parameter(node, 3), bool(graph.attribute(node, "signed", 1))
     few = bits is not None and float(bits.min()) < 1 + signed
     return (
@@ -104,17 +67,17 @@ def _few_bits(node: ir.Node) -> str | None:
     )
 
 
-def _rounding(node: ir.Node) -> str | None:
+def rounding(node: ir.Node) -> str | None:
     mode = str(graph.attribute(node, "rounding_mode", "ROUND"))
     return None if mode in ROUNDING else f"rounding mode {mode}"
 
 
-def _narrow(node: ir.Node) -> str | None:
+def narrow(node: ir.Node) -> str | None:
     unsigned = graph.attribute(node, "narrow", 0) and not graph.attribute(node, "signed", 1)
     return "narrow and unsigned" if unsigned else None
 
 
-def _off_grid(node: ir.Node) -> str | None:
+def off_grid(node: ir.Node) -> str | None:
     array = graph.constant(node.inputs[0])
     if array is None:
         return None
@@ -124,20 +87,20 @@ def _off_grid(node: ir.Node) -> str | None:
     return f"{off} of {array.size} constants off its grid" if off else None
 
 
-def _twice(node: ir.Node) -> str | None:
+def twice(node: ir.Node) -> str | None:
     values = [value for value in node.inputs if value is not None and graph.constant(value) is None]
     return "the same tensor twice" if len(set(values)) < len(values) else None
 
 
-def _weight_not_constant(node: ir.Node) -> str | None:
+def weight_not_constant(node: ir.Node) -> str | None:
     return None if constant_through_quant(node.inputs[1]) else "a second input that is computed"
 
 
-def _data_constant(node: ir.Node) -> str | None:
+def data_constant(node: ir.Node) -> str | None:
     return "a first input that is constant" if constant_through_quant(node.inputs[0]) else None
 
 
-def _bare_constant(node: ir.Node) -> str | None:
+def bare_constant(node: ir.Node) -> str | None:
     for index, value in enumerate(node.inputs):
         if value is not None and graph.constant(value) is not None:
             return f"a constant without a Quant, '{value.name}'" if index or node.op_type in JOINS else None
@@ -161,22 +124,22 @@ def rank(value: ir.Value | None) -> int | None:
     return None
 
 
-def _matmul_rank(node: ir.Node) -> str | None:
+def matmul_rank(node: ir.Node) -> str | None:
     dims = rank(node.inputs[0])
     return None if dims == 2 else f"data of {dims} dimensions"
 
 
-def _conv_rank(node: ir.Node) -> str | None:
+def conv_rank(node: ir.Node) -> str | None:
     dims = rank(node.outputs[0])
     return None if dims in (3, 4) else f"{(dims or 2) - 2} spatial dimensions"
 
 
-def _pool_rank(node: ir.Node) -> str | None:
+def pool_rank(node: ir.Node) -> str | None:
     dims = rank(node.inputs[0])
     return None if dims == 4 else f"an image of {(dims or 2) - 2} dimensions"
 
 
-def _groups(node: ir.Node) -> str | None:
+def grouped(node: ir.Node) -> str | None:
     if groups(node) == 1:
         return None
     weight = node.inputs[1]
@@ -187,17 +150,17 @@ def _groups(node: ir.Node) -> str | None:
     return f"{groups(node)} groups of {array.shape[1]} channels for {array.shape[0]} filters"
 
 
-def _dilation(node: ir.Node) -> str | None:
+def dilation(node: ir.Node) -> str | None:
     steps = integers(node, "dilations", [1])
     return None if all(step == 1 for step in steps) else f"dilations {steps}"
 
 
-def _auto_pad(node: ir.Node) -> str | None:
+def auto_pad(node: ir.Node) -> str | None:
     mode = str(graph.attribute(node, "auto_pad", "NOTSET"))
     return None if mode == "NOTSET" else f"auto_pad {mode}"
 
 
-def _missing(*names: str) -> Callable[[ir.Node], str | None]:
+def missing(*names: str) -> Callable[[ir.Node], str | None]:
     def broken(node: ir.Node) -> str | None:
         missing = [name for name in names if name not in node.attributes]
         return f"no attribute {missing[0]}" if missing else None
@@ -205,16 +168,16 @@ def _missing(*names: str) -> Callable[[ir.Node], str | None]:
     return broken
 
 
-def _pool_pads(node: ir.Node) -> str | None:
+def pool_pads(node: ir.Node) -> str | None:
     pads = integers(node, "pads", [0])
     return f"pads {pads}" if any(pads) else None
 
 
-def _ceil(node: ir.Node) -> str | None:
+def ceil(node: ir.Node) -> str | None:
     return "ceil_mode" if graph.attribute(node, "ceil_mode", 0) else None
 
 
-def _unrounded(node: ir.Node) -> str | None:
+def unrounded(node: ir.Node) -> str | None:
     area = math.prod(integers(node, "kernel_shape", [1]))
     if node.op_type == "AveragePool" and area & (area - 1) == 0:
         return None
@@ -222,7 +185,7 @@ def _unrounded(node: ir.Node) -> str | None:
     return None if user is not None and is_quant(user) else "a result that no Quant of its own rounds"
 
 
-def _fork(node: ir.Node) -> str | None:
+def fork(node: ir.Node) -> str | None:
     output = node.outputs[0]
     users = [use.node for use in output.uses()]
     if not any(is_quant(user) for user in users) or len(users) + output.is_graph_output() == 1:
@@ -230,24 +193,25 @@ def _fork(node: ir.Node) -> str | None:
     return "a result that a Quant and something else take" if takes_quant(node) else None
 
 
-def _join(node: ir.Node) -> str | None:
+def join(node: ir.Node) -> str | None:
     constants = [value for value in node.inputs if constant_through_quant(value)]
     if not constants or is_fused_bias(node):
         return None
     return "a constant operand that is not the bias right behind a MatMul"
 
 
-def _flatten_axis(node: ir.Node) -> str | None:
+def flatten_axis(node: ir.Node) -> str | None:
     axis = graph.attribute(node, "axis", 1)
     return None if axis == 1 else f"axis {axis}"
 
 
-Where = Callable[[ir.Node], bool]
+def overlapping(node: ir.Node) -> str | None:
+    """A pool whose windows are not its strides."""
+    kernel, strides = integers(node, "kernel_shape", []), integers(node, "strides", [])
+    return None if kernel == strides else f"kernel {kernel} with strides {strides}"
 
 
-def _at(*kinds: str) -> Where:
-    return lambda node: node.op_type in kinds and not node.domain
-
-
-_QUANT: Where = is_quant
-_ANY: Where = lambda node: True  # noqa: E731
+def read_output(node: ir.Node) -> str | None:
+    """An output of the graph that other nodes take too."""
+    found = next((value for value in node.outputs if value.is_graph_output() and value.uses()), None)
+    return None if found is None else f"the output '{found.name}', which other nodes take too"

@@ -63,8 +63,9 @@ def table_for(node: ir.Node, x: Interval) -> Table:
     size = 2 * REACH[node.op_type] << max(x.fraction, 0)
     if size > MOST_ENTRIES:
         raise UnsupportedError(
-            f"{node.op_type} '{node.name}': its input has {x.fraction} fraction bits, which takes {size} table entries",
-            hint=f"put a Quant with a scale of 2^-8 or more before it; {MOST_ENTRIES} entries are the limit",
+            f"its input has {x.fraction} fraction bits, which takes a table of {size} entries, above {MOST_ENTRIES}",
+            at=f"{node.op_type} '{node.name}'",
+            hint="put a coarser Quant before it: 2^-8 is a fine scale",
         )
     return Table(node.op_type, size)
 
@@ -84,9 +85,10 @@ def check_table(node: ir.Node, x: Interval, kind: FixedType) -> None:
         return
     at = wrong[0]
     raise UnsupportedError(
-        f"{node.op_type} '{node.name}': for {wrong.size} of {inputs.size} inputs hls4ml's table differs from the "
-        f"network, first at {np.ldexp(float(inputs[at]), -x.fraction):g}: {found[at]} instead of {wanted[at]} "
+        f"for {wrong.size} of {inputs.size} inputs hls4ml's table differs from the network, "
+        f"first at {np.ldexp(float(inputs[at]), -x.fraction):g}: {found[at]} instead of {wanted[at]} "
         f"units of 2^-{kind.fraction}",
+        at=f"{node.op_type} '{node.name}'",
         hint="give the Quant behind it fewer fraction bits (9 at most for Tanh), and round with ROUND",
     )
 
@@ -95,7 +97,7 @@ def reference(function: str, inputs: Integers, fraction: int, kind: FixedType) -
     """What ONNX Runtime and a Quant give for `inputs`, in units of `kind`."""
     values = _run(function, np.ldexp(inputs.astype(np.float32), -fraction))
     scaled = np.clip(np.ldexp(values, kind.fraction), kind.low, kind.high)
-    return (np.floor(scaled) if kind.rounding == "TRN" else np.rint(scaled)).astype(np.int64)
+    return np.asarray(np.floor(scaled) if kind.rounding == "TRN" else np.rint(scaled), dtype=np.int64)
 
 
 def _run(function: str, values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,46 @@
+# `make demo` and `make test` set up .venv by themselves.
+
+VENV := .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+
+# The first Python that the engine has a build for.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo test test-slow bench lint docs clean
+
+demo: $(VENV)/ready
+	$(BIN)/pqc run jet_tagger --schedule cs-demo --out build/demo
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/ready
+	$(BIN)/python tests/benchmarks/step_time.py
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(VENV)/ready
+	$(BIN)/python docs/generate.py
+
+$(VENV)/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "pqc needs Python 3.10, 3.11 or 3.12: its training engine has no build beyond."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/pqc doctor --repair
+	@touch $@
+
+$(VENV)/dev: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pqc doctor --repair
+	@touch $@
+
+clean:
+	rm -rf build $(VENV)

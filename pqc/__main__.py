@@ -1,0 +1,5 @@
+"""`python -m pqc`."""
+
+from pqc.cli import main
+
+main()

@@ -1,0 +1,413 @@
+"""The command line: words go to standard error, data to standard output; exit codes 0, 1 (error), 2 (usage)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pqc import __version__
+from pqc.errors import PqcError, UsageError
+
+ERRORS = Console(stderr=True, soft_wrap=True)
+OUTPUT = Console()
+PATH = click.Path(path_type=Path)
+Verb = Callable[..., Any]
+
+
+class _Group(click.Group):
+    """Lists the verbs in the order of the chain."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pqc")
+@click.option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.pass_context
+def cli(context: click.Context, verbose: int, quiet: bool) -> None:
+    """Prune and quantize ONNX networks, and hand them to FPGAs bit for bit.
+
+    \b
+    Examples:
+      pqc run jet_tagger --out build/demo
+      pqc run model.onnx --schedule cs --data folder --out build/mine
+      pqc opt model.onnx -p 'normalize,insert-quant{weights=1,0,7}' -o quantized.onnx
+    """
+    context.obj = {"verbose": verbose, "quiet": quiet}
+
+
+def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    settings = {}
+    for value in values:
+        key, separator, text = value.partition("=")
+        if not separator or not key:
+            raise click.BadParameter(f"expected key=value and got '{value}'")
+        settings[key] = text
+    return settings
+
+
+def _training_options(verb: Verb) -> Verb:
+    options = (
+        click.argument("model"),
+        click.option("-s", "--schedule", help="A schedule file or the name of a shipped one."),
+        click.option("-d", "--data", type=PATH, help="Data: a folder with train and test, or one file."),
+        click.option("-o", "--out", type=PATH, required=True, help="The folder to write to."),
+        click.option(
+            "--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE", help="Override the schedule."
+        ),
+        click.option("--resume", is_flag=True, help="Go on from the checkpoint in the output folder."),
+        click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+        click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
+        click.option(
+            "--verify-each/--no-verify-each",
+            default=None,
+            help="Check each pass by running the model before and after.  [default: where it is cheap]",
+        ),
+    )
+    for option in reversed(options):
+        verb = option(verb)
+    return verb
+
+
+def _hls_options(verb: Verb) -> Verb:
+    verb = click.option("--io-type", type=click.Choice(["io_parallel", "io_stream"]), default="io_parallel")(verb)
+    return click.option("--backend", type=click.Choice(["Vitis", "Vivado"]), default="Vitis", show_default=True)(verb)
+
+
+@cli.command()
+@_training_options
+@_hls_options
+@click.option("--no-hls", is_flag=True, help="Stop at the clean QONNX model.")
+@click.pass_obj
+def run(
+    flags: dict[str, Any],
+    model: str,
+    schedule: str | None,
+    data: Path | None,
+    out: Path,
+    settings: dict[str, str],
+    no_hls: bool,
+    **options: Any,
+) -> None:
+    """Do the whole chain: compress MODEL, train, fold, make the firmware, compare, report.
+
+    MODEL is an ONNX file or the name of a reference model, which brings its own data.
+
+    \b
+    Examples:
+      pqc run jet_tagger --schedule cs-demo --out build/demo
+      pqc run model.onnx --data jets --out build/mine --set training.batch=512
+    """
+    from pqc import workflows
+
+    reporter = _reporter(flags)
+    try:
+        source = workflows.resolve(model)
+        plan = workflows.load_plan(schedule, source, settings)
+        summary = workflows.run(source, plan, data, out, workflows.RunOptions(hls=not no_hls, **options), reporter)
+    finally:
+        reporter.close()
+    if not flags["quiet"]:
+        _say_summary(summary, out)
+    click.echo(out / "summary.json")
+
+
+@cli.command()
+@_training_options
+@click.pass_obj
+def train(
+    flags: dict[str, Any],
+    model: str,
+    schedule: str | None,
+    data: Path | None,
+    out: Path,
+    settings: dict[str, str],
+    **options: Any,
+) -> None:
+    """Compress MODEL and train it; write trained.onnx, history.json and a checkpoint.
+
+    \b
+    Examples:
+      pqc train jet_tagger --schedule cs-demo --out build/train
+      pqc train jet_tagger --schedule cs-demo --out build/train --resume
+    """
+    from pqc import workflows
+
+    reporter = _reporter(flags)
+    try:
+        source = workflows.resolve(model)
+        plan = workflows.load_plan(schedule, source, settings)
+        workflows.train(source, plan, data, out, workflows.RunOptions(**options), reporter)
+    finally:
+        reporter.close()
+    click.echo(out / "trained.onnx")
+
+
+@cli.command()
+@click.argument("model")
+@click.option("-o", "--out", type=PATH, required=True, help="The clean model's file.")
+def finalize(model: str, out: Path) -> None:
+    """Fold masks and weights of a trained MODEL into a clean QONNX graph.
+
+    \b
+    Example:
+      pqc finalize build/train/trained.onnx -o clean.onnx
+    """
+    from pqc import graph, workflows
+
+    clean, steps = workflows.finalize(workflows.resolve(model).load())
+    graph.save(clean, out)
+    _say_steps(steps)
+    click.echo(out)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("-o", "--out", type=PATH, required=True, help="The project's folder.")
+@click.option("-d", "--data", type=PATH, help="Samples to compare on; random ones by default.")
+@_hls_options
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_context
+def hls(
+    context: click.Context, model: str, out: Path, data: Path | None, backend: str, io_type: str, as_json: bool
+) -> None:
+    """Write the hls4ml project of a clean MODEL, compile its emulation, compare bit for bit.
+
+    Exits with 1 if a single output differs.
+
+    \b
+    Example:
+      pqc hls build/demo/clean.onnx --out build/hls --io-type io_stream
+    """
+    from pqc import workflows
+
+    result = workflows.hls(workflows.resolve(model), out, data, backend=backend, io_type=io_type)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        _say_precisions(result)
+        click.echo(f"{result['mismatches']} mismatches in {result['samples']} samples")
+    context.exit(1 if result["mismatches"] else 0)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("-p", "--passes", required=True, help="Pipeline text.")
+@click.option(
+    "-o", "--out", type=PATH, help="The file to write; the graph's text goes to standard output without it."
+)
+@click.option("--explain", is_flag=True, help="Say why passes changed or left nodes.")
+@click.option("--print-after-change", is_flag=True, help="Print the graph after each pass that changed it.")
+@click.option("--time", "timing", is_flag=True, help="Say what each pass changed and how long it took.")
+@click.option("--verify-each", is_flag=True, help="Run the model before and after each pass.")
+def opt(
+    model: str,
+    passes: str,
+    out: Path | None,
+    explain: bool,
+    print_after_change: bool,
+    timing: bool,
+    verify_each: bool,
+) -> None:
+    """Run passes on MODEL.
+
+    \b
+    Examples:
+      pqc opt jet_tagger -p normalize,lower-gemm
+      pqc opt jet_tagger -p 'normalize,insert-quant{weights=1,0,7}' -o q.onnx --time --verify-each
+    """
+    from pqc import pipeline, workflows
+
+    if explain:
+        _listen_to_explanations()
+
+    def print_graph(one: Any, changed: Any) -> None:
+        ERRORS.print(Text(f"// after {one.title}\n{pipeline.to_text(changed)}"))
+
+    result, steps = workflows.opt(
+        model, passes, out, verify_each=verify_each, after_change=print_graph if print_after_change else None
+    )
+    if timing or verify_each:
+        _say_steps(steps)
+    click.echo(pipeline.to_text(result) if out is None else out)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def show(model: str, as_json: bool) -> None:
+    """Print MODEL in numbers: inputs, outputs, layers, bits, EBOPs.
+
+    \b
+    Example:
+      pqc show build/demo/clean.onnx --json
+    """
+    from pqc import workflows
+
+    found = workflows.show(model)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for key in ("inputs", "outputs"):
+        for value in found[key]:
+            OUTPUT.print(Text(f"{key[:-1]:8}{value['name']}: {value['type']} {value['shape']}"))
+    names = ", ".join(f"{count} {name}" for name, count in found["operators"].items())
+    OUTPUT.print(Text(f"opset   {found['opset']}\nnodes   {names}"))
+    _layer_table(found["layers"])
+    share = f"{100 * found['keep_ratio']:.2f} % of the weights are not zero"
+    OUTPUT.print(Text(f"{found['parameters']} parameters, {share}, {found['ebops']:,} EBOPs"))
+
+
+@cli.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("-d", "--data", type=PATH, help="An .npz of arrays by input name; random ones by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_context
+def diff(context: click.Context, a: str, b: str, data: Path | None, as_json: bool) -> None:
+    """Run models A and B on the same inputs and compare; exits with 1 if a value differs.
+
+    \b
+    Example:
+      pqc diff jet_tagger build/demo/clean.onnx --data models/jet_tagger/data/test.npz
+    """
+    from pqc import workflows
+
+    found = workflows.diff(a, b, data)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+    else:
+        for one in found:
+            click.echo(f"{one.output}: {one.different} of {one.values} values differ, by {one.largest:g} at most")
+    context.exit(1 if any(one.different for one in found) else 0)
+
+
+@cli.command("list")
+@click.argument("kind", type=click.Choice(["passes", "methods", "schedules", "models"]))
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def list_(kind: str, as_json: bool) -> None:
+    """List passes, methods, schedules or models."""
+    from pqc import workflows
+
+    found = workflows.catalogue(kind)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    width = max(len(name) for name in found)
+    for name, summary in found.items():
+        click.echo(f"{name:{width}}  {summary}")
+
+
+@cli.command()
+@click.option("--repair", is_flag=True, help="Reinstall the training build of the engine if it was overwritten.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_context
+def doctor(context: click.Context, repair: bool, as_json: bool) -> None:
+    """Check Python, the engine, the packages and the compiler; exits with 1 if something is wrong."""
+    from pqc import workflows
+
+    found = workflows.doctor(repair=repair)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+    else:
+        for one in found:
+            click.echo(f"{'ok ' if one.ok else 'BAD'}  {one.name:8} {one.found}")
+            if one.hint:
+                click.echo(f"     hint: {one.hint}")
+    context.exit(0 if all(one.ok for one in found) else 1)
+
+
+def _reporter(flags: dict[str, Any]) -> Any:
+    from pqc.progress import Reporter
+
+    return Reporter(ERRORS, quiet=flags["quiet"])
+
+
+def _listen_to_explanations() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("pqc.explain")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def _say_steps(steps: list[Any]) -> None:
+    table = Table("pass", "changed", "ms", "difference")
+    for step in steps:
+        difference = "" if step.difference is None else f"{step.difference:.3g}"
+        table.add_row(Text(step.text), str(step.changed), f"{1000 * step.seconds:.1f}", difference)
+    ERRORS.print(table)
+
+
+def _layer_table(layers: list[dict[str, Any]]) -> None:
+    table = Table("layer", "operator", "shape", "nonzero", "weight bits", "bias bits", "input bits", "EBOPs")
+    for one in layers:
+        shape = "x".join(str(dim) for dim in one["shape"])
+        nonzero = f"{one['nonzero']}/{one['weights']}"
+        bits = [str(one[f"bits_{what}"]) for what in ("weight", "bias", "input")]
+        table.add_row(Text(one["name"]), one["operator"], shape, nonzero, *bits, f"{one['ebops']:,}")
+    OUTPUT.print(table)
+
+
+def _say_precisions(result: dict[str, Any]) -> None:
+    table = Table("layer", "tensor", "type")
+    for one in result["precisions"]:
+        table.add_row(Text(str(one["layer"])), str(one["tensor"]), Text(str(one["type"])))
+    ERRORS.print(table)
+
+
+def _say_summary(summary: dict[str, Any], out: Path) -> None:
+    name = summary["metric"]
+    table = Table("model", name)
+    for key in ("float", "trained", "clean", "hls"):
+        if summary.get(key):
+            table.add_row(key, f"{summary[key][name]:.4f}")
+    ERRORS.print(table)
+    ERRORS.print(f"{100 * summary['keep_ratio']:.2f} % of the weights remain, {summary['ebops']:,} EBOPs")
+    if summary.get("hls"):
+        ERRORS.print(f"{summary['hls']['mismatches']} mismatches in {summary['hls']['samples']} samples")
+    ERRORS.print(Text(f"report: {out / 'report.html'}   ({summary['seconds']:.0f} s)"))
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        sys.exit(f"pqc needs Python 3.10 to 3.12 (its engine has no build beyond); this is {sys.version.split()[0]}")
+    verbose = any(argument in ("-vv", "-vvv") for argument in sys.argv[1:]) or sys.argv.count("-v") > 1
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(UsageError.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(_fail(PqcError("stopped"), verbose))
+    except PqcError as error:
+        sys.exit(_fail(error, verbose))
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:  # the last boundary: a user sees a paragraph, a developer -vv
+        hint = "this is a defect of pqc; run again with -vv and report what it prints"
+        sys.exit(_fail(PqcError(f"{type(error).__name__}: {error}", hint=hint), verbose))
+    sys.exit(0)
+
+
+def _fail(error: PqcError, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    click.echo(f"pqc: {error.label}: {error}", err=True)
+    return error.exit_code

@@ -1,0 +1,24 @@
+"""What pqc does for a user: one function per verb of the command line."""
+
+from pqc.workflows.compression import RunOptions, compress, finalize, load_plan, run, train
+from pqc.workflows.environment import doctor
+from pqc.workflows.firmware import hls
+from pqc.workflows.inspection import diff, opt, show
+from pqc.workflows.sources import Source, catalogue, resolve
+
+__all__ = [
+    "RunOptions",
+    "Source",
+    "catalogue",
+    "compress",
+    "diff",
+    "doctor",
+    "finalize",
+    "hls",
+    "load_plan",
+    "opt",
+    "resolve",
+    "run",
+    "show",
+    "train",
+]

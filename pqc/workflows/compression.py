@@ -1,0 +1,348 @@
+"""The main job: float ONNX in, a pruned and quantized network, a firmware project and a report out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import data, engine, files, graph, metrics, pipeline, schedule
+from pqc.data import Dataset, Split
+from pqc.errors import DataError
+from pqc.options import quote, write
+from pqc.schedule import Schedule
+from pqc.training.trainer import Progress, Trainer
+from pqc.workflows.environment import versions
+from pqc.workflows.sources import Source
+
+NORMALIZE = "normalize,fold-constants,fold-batchnorm,lower-gemm"
+FINALIZE = "freeze-masks,fold-masks,fold-quant,strip-training,normalize"
+CALIBRATION_ROWS, VERIFY_ROWS = 4096, 64
+CHEAP_ELEMENTS = 1_000_000
+
+
+class Listener(Progress, Protocol):
+    """Who is told how a run goes."""
+
+    def stage(self, name: str) -> None:
+        """A part of the run begins."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run works, as against what it computes.
+
+    Args:
+        resume: go on from the checkpoint in the output folder.
+        verify_each: check each pass by running the model before and after; None means where it is cheap.
+        hls: make, compile and compare the firmware project.
+        backend: hls4ml's backend, `Vitis` or `Vivado`.
+        io_type: `io_parallel` or `io_stream`.
+        device: `cpu` or `cuda`.
+        threads: threads inside an operator.
+    """
+
+    resume: bool = False
+    verify_each: bool | None = None
+    hls: bool = True
+    backend: str = "Vitis"
+    io_type: str = "io_parallel"
+    device: str = "cpu"
+    threads: int = 1
+
+
+@dataclass
+class _Clock:
+    """Seconds by part of a run."""
+
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str, listener: Listener | None) -> Iterator[None]:
+        if listener is not None:
+            listener.stage(name)
+        start = time.perf_counter()
+        yield
+        self.timings[name] = time.perf_counter() - start
+
+
+def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
+    """The pipeline text that makes the compressible graph of a normalized one."""
+    parts = ["legalize"]
+    quantization, pruning = plan.quantization, plan.pruning
+    if quantization is not None:
+        kinds = {name: getattr(quantization, name) for name in ("weights", "biases", "inputs", "outputs")}
+        options = [f"{name}={write(kind)}" for name, kind in kinds.items()] + [f"rounding={quantization.rounding}"]
+        options += [f"exclude={write(quantization.exclude)}"] if quantization.exclude else []
+        parts.append(f"insert-quant{{{' '.join(options)}}}")
+        if quantization.calibrate and calibration is not None:
+            parts.append(f"calibrate-quant{{data={quote(str(calibration))}}}")
+    if pruning.method is not None:
+        options = [f"method={pruning.method}", f"pruning-first={write(pruning.pruning_first)}"]
+        options += [f"options={write(dict(pruning.options))}"] if pruning.options else []
+        options += [f"exclude={write(pruning.exclude)}"] if pruning.exclude else []
+        parts.append(f"insert-masks{{{' '.join(options)}}}")
+    return ",".join(parts)
+
+
+def compress(
+    model: ir.Model, plan: Schedule, split: Split, folder: Path, *, verify_each: bool | None = None
+) -> tuple[ir.Model, list[pipeline.Step]]:
+    """Make a normalized model compressible: quantizers and learned masks under `plan`.
+
+    Args:
+        model: not changed.
+        plan: what to insert.
+        split: training rows to calibrate on.
+        folder: where the calibration sample goes.
+        verify_each: see `RunOptions`.
+    """
+    compressible = graph.copy(model)
+    rows = np.linspace(0, len(split) - 1, min(CALIBRATION_ROWS, len(split))).astype(int)
+    sample, _ = split.take(rows)
+    path = folder / "calibration.npz"
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **sample)  # type: ignore[arg-type]
+    size = sum(graph.stored(value).size for value in model.graph.initializers.values())
+    steps = pipeline.run(
+        compressible,
+        compress_pipeline(plan, path),
+        verify_each=size <= CHEAP_ELEMENTS if verify_each is None else verify_each,
+        feeds={name: array[:VERIFY_ROWS] for name, array in sample.items()},
+    )
+    return compressible, steps
+
+
+def train(
+    source: Source,
+    plan: Schedule,
+    data_path: Path | None,
+    folder: Path,
+    options: RunOptions = RunOptions(),
+    listener: Listener | None = None,
+) -> tuple[ir.Model, list[dict[str, Any]]]:
+    """Compress and train; write `compressible.onnx`, `trained.onnx`, `history.json` and the checkpoint to `folder`.
+
+    Returns:
+        the trained compressible graph, and the history.
+    """
+    job = _Job.start(source, plan, data_path, folder, options, listener)
+    return job.train(), job.history
+
+
+def finalize(model: ir.Model, *, verify_each: bool = True) -> tuple[ir.Model, list[pipeline.Step]]:
+    """The clean QONNX graph of a trained one: masks folded, weights on their grid, training parts gone.
+
+    Args:
+        model: a trained compressible graph, or a whole training step; not changed.
+        verify_each: check each pass.
+    """
+    clean = graph.copy(model)
+    steps = pipeline.run(clean, FINALIZE, verify_each=verify_each)
+    return clean, steps
+
+
+def run(
+    source: Source,
+    plan: Schedule,
+    data_path: Path | None,
+    folder: Path,
+    options: RunOptions = RunOptions(),
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Do the whole chain and write everything to `folder`; return the summary.
+
+    Raises:
+        PqcError: anything that stops the run, with a place and a hint.
+    """
+    started = time.perf_counter()
+    job = _Job.start(source, plan, data_path, folder, options, listener)
+    trained = job.train()
+    with job.clock.part("finalize", listener):
+        clean, steps = finalize(trained, verify_each=job.verify)
+        graph.save(clean, folder / "clean.onnx")
+    job.steps += steps
+    summary = job.summary(trained, clean)
+    summary["hls"] = job.firmware(clean) if options.hls else None
+    summary["timings"] = {name: round(seconds, 3) for name, seconds in job.clock.timings.items()}
+    summary["seconds"] = round(time.perf_counter() - started, 3)
+    job.report(summary, trained, clean)
+    return summary
+
+
+class _Job:
+    """One run: what was read, and what the parts hand to each other."""
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Schedule,
+        dataset: Dataset,
+        model: ir.Model,
+        folder: Path,
+        options: RunOptions,
+        listener: Listener | None,
+        steps: list[pipeline.Step],
+    ) -> None:
+        self.source, self.plan, self.data, self.model = source, plan, dataset, model
+        self.folder, self.options, self.listener = folder, options, listener
+        self.steps = steps
+        self.clock = _Clock()
+        self.history: list[dict[str, Any]] = []
+        size = sum(graph.stored(value).size for value in model.graph.initializers.values())
+        self.verify = size <= CHEAP_ELEMENTS if options.verify_each is None else options.verify_each
+
+    @classmethod
+    def start(
+        cls,
+        source: Source,
+        plan: Schedule,
+        data_path: Path | None,
+        folder: Path,
+        options: RunOptions,
+        listener: Listener | None,
+    ) -> _Job:
+        """Read the model and the data, and normalize."""
+        engine.bindings()
+        engine.providers(options.device)
+        model = source.load()
+        steps = pipeline.run(model, NORMALIZE, verify_each=options.verify_each is not False)
+        where = data_path or source.data
+        if where is None:
+            raise DataError("there are no data to train on", hint="give --data; see docs/data.md for the formats")
+        labels = plan.training.loss == "cross-entropy"
+        dataset = data.load(
+            where, model.graph, labels=labels, validation=plan.training.validation, seed=plan.training.seed
+        )
+        files.write_text(folder / "schedule.yaml", plan.text())
+        return cls(source, plan, dataset, model, folder, options, listener, steps)
+
+    def train(self) -> ir.Model:
+        """Compress, train, and write what came out."""
+        with self.clock.part("compress", self.listener):
+            compressible, steps = compress(
+                self.model, self.plan, self.data.train, self.folder, verify_each=self.verify
+            )
+            graph.save(compressible, self.folder / "compressible.onnx")
+        self.steps += steps
+        with self.clock.part("train", self.listener):
+            trainer = Trainer(
+                compressible,
+                self.plan,
+                self.data,
+                self.folder,
+                progress=self.listener,
+                device=self.options.device,
+                threads=self.options.threads,
+                fingerprint=self._fingerprint(compressible),
+            )
+            if self.options.resume:
+                trainer.resume()
+            trained = trainer.train()
+        self.history = trainer.state.history
+        files.write_text(self.folder / "history.json", json.dumps(self.history, indent=1))
+        graph.save(trained, self.folder / "trained.onnx")
+        return trained
+
+    def _fingerprint(self, compressible: ir.Model) -> str:
+        """A hash of the schedule, the graph with its weights, and the training rows."""
+        digest = hashlib.sha256(self.plan.fingerprint().encode())
+        for value in compressible.graph.initializers.values():
+            digest.update(f"{value.name}".encode() + graph.stored(value).tobytes())
+        inputs, target = self.data.train.take(np.arange(0, len(self.data.train), 97))
+        for array in (*inputs.values(), target, self.data.train.rows):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def accuracy(self, model: ir.Model) -> tuple[float, np.ndarray]:
+        """The metric on the test rows, and the first output it comes from."""
+        output = outputs(model, self.data.test)
+        return self._metric(output), output
+
+    def _metric(self, output: np.ndarray) -> float:
+        return metrics.metric(self.plan.training.loss, output, self.data.test.target[self.data.test.rows])
+
+    def summary(self, trained: ir.Model, clean: ir.Model) -> dict[str, Any]:
+        """What the run found, but for the firmware."""
+        name = metrics.metric_name(self.plan.training.loss)
+        hard = graph.copy(trained)
+        metrics.harden(hard.graph)
+        scores = {"float": self.model, "trained": hard, "clean": clean}
+        found = {key: self.accuracy(model) for key, model in scores.items()}
+        costs = metrics.Probe(clean).costs({})
+        return {
+            "model": self.source.name,
+            "schedule": self.plan.description,
+            "data": self.data.source,
+            "metric": name,
+            **{key: {name: value} for key, (value, _) in found.items()},
+            "clean_equals_trained": bool(np.array_equal(found["trained"][1], found["clean"][1])),
+            "test_rows": len(self.data.test),
+            "keep_ratio": metrics.keep_ratio(costs),
+            "ebops": metrics.ebops(costs),
+            "layers": [cost.record() for cost in costs],
+            "passes": [vars(step) for step in self.steps],
+            "epochs": len(self.history),
+            "seed": self.plan.training.seed,
+            "device": self.options.device,
+            "threads": self.options.threads,
+            "versions": versions(),
+        }
+
+    def firmware(self, clean: ir.Model) -> dict[str, Any]:
+        """Make the project, compile it, and compare it on every test row."""
+        from pqc.hardware.handover import hls
+        from pqc.workflows.firmware import record
+
+        with self.clock.part("hls", self.listener):
+            inputs, _ = self.data.test.all()
+            result = hls(
+                clean,
+                self.folder / "hls",
+                samples=next(iter(inputs.values())),
+                backend=self.options.backend,
+                io_type=self.options.io_type,
+            )
+        return {
+            metrics.metric_name(self.plan.training.loss): self._metric(result.outputs[0]),
+            **record(result, self.options.backend, self.options.io_type),
+        }
+
+    def report(self, summary: dict[str, Any], trained: ir.Model, clean: ir.Model) -> None:
+        """Write `summary.json` and `report.html`."""
+        from pqc.report import page
+
+        files.write_text(self.folder / "summary.json", json.dumps(summary, indent=2))
+        page.write(
+            self.folder,
+            summary,
+            self.history,
+            weights=metrics.Probe(clean).effective({}),
+            float_weights=metrics.Probe(self.model).effective({}),
+            target=self.data.test.target[self.data.test.rows],
+            scores={"float": outputs(self.model, self.data.test), "clean": outputs(clean, self.data.test)},
+            class_names=self.source.classes,
+        )
+
+
+def outputs(model: ir.Model, split: Split, rows: int = 4096) -> np.ndarray:
+    """The model's first output [rows, ...] on all of `split`."""
+    session = engine.Session(model)
+    pieces = []
+    for start in range(0, len(split), rows):
+        inputs, _ = split.take(np.arange(start, min(start + rows, len(split))))
+        pieces.append(session.run(inputs)[session.outputs[0]])
+    return np.concatenate(pieces)
+
+
+def load_plan(name: str | Path | None, source: Source, settings: dict[str, str]) -> Schedule:
+    """The schedule that was asked for, or the one that the model brings."""
+    return schedule.load(name or source.schedule or "cs", settings)
