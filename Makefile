@@ -19,8 +19,13 @@ test: $(VENV)/ready
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
 
-bench: $(VENV)/ready
+bench: $(VENV)/ready .venv-peers/ready
 	$(BIN)/python tests/benchmarks/step_time.py
+
+.venv-peers/ready:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 pquant-ml==0.1.0
+	@touch $@
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

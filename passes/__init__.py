@@ -2,6 +2,7 @@
 
 from pqc.passes.attach_loss import AttachLoss
 from pqc.passes.attach_optimizer import AttachOptimizer
+from pqc.passes.batch_parameters import BatchParameters
 from pqc.passes.bypass_masks import BypassMasks
 from pqc.passes.calibrate_quant import CalibrateQuant
 from pqc.passes.differentiate import Differentiate
@@ -18,6 +19,7 @@ from pqc.passes.legalize import Legalize
 from pqc.passes.lower_conv import LowerConv
 from pqc.passes.lower_gemm import LowerGemm
 from pqc.passes.lower_pool import LowerPool
+from pqc.passes.lower_quant import LowerQuant
 from pqc.passes.lower_reshape import LowerReshape
 from pqc.passes.lower_scales import LowerScales
 from pqc.passes.normalize import Normalize
@@ -40,6 +42,8 @@ TABLE: dict[str, type[Pass]] = {
         BypassMasks,
         AttachLoss,
         ExposeParameters,
+        LowerQuant,
+        BatchParameters,
         FixBatch,
         Differentiate,
         AttachOptimizer,

@@ -99,6 +99,8 @@ def _scalar(
 ) -> ir.Value:
     names = graph.Names(main)
     output = ir.val(names.new(f"{name}.out"), ir.DataType.FLOAT, [])
-    node = ir.node(operator, inputs, attributes or {}, domain=domain, name=names.new(name), outputs=[output])
+    body = library.bodies().get((domain, operator))
+    extra = [ir.val(names.new(f"{name}.{part}")) for part in body.output[1:]] if body is not None else []
+    node = ir.node(operator, inputs, attributes or {}, domain=domain, name=names.new(name), outputs=[output, *extra])
     main.append(node)
     return output

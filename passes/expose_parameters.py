@@ -57,9 +57,11 @@ def _replace(main: ir.Graph, values: list[ir.Value]) -> None:
     nodes = [ir.node("Split", [theta, sizes], {"axis": 0}, name=names.new("theta.split"), outputs=pieces)]
     for value, array, piece in zip(values, arrays, pieces, strict=True):
         name = value.name
-        shape = graph.add_initializer(main, names.new(f"{name}.shape"), np.array(array.shape, np.int64))
-        output = ir.val(None, ir.DataType.FLOAT, array.shape)
-        nodes.append(ir.node("Reshape", [piece, shape], name=names.new(f"{name}.slice"), outputs=[output]))
+        output = piece
+        if array.ndim != 1:
+            shape = graph.add_initializer(main, names.new(f"{name}.shape"), np.array(array.shape, np.int64))
+            output = ir.val(None, ir.DataType.FLOAT, array.shape)
+            nodes.append(ir.node("Reshape", [piece, shape], name=names.new(f"{name}.slice"), outputs=[output]))
         value.replace_all_uses_with(output)
         del main.initializers[name]
         output.name = name

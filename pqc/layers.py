@@ -189,16 +189,21 @@ class Parameter:
 
 
 def parameters(graph: ir.Graph) -> list[Parameter]:
-    """Everything trained, once each, in the order of the graph."""
+    """Everything trained, once each: weights, then biases, then states in the order of their weights."""
     found: dict[str, Parameter] = {}
-    for layer in layers(graph):
+    known = layers(graph)
+    sites = {site.weight: site for site in masks(graph)}
+    for layer in known:
         _add(found, layer.weight, "weight")
+    for layer in known:
         if layer.bias is not None:
             _add(found, layer.bias, "bias")
-    for site in masks(graph):
-        for state in site.method().states():
-            if state.trained and state.name in site.inputs:
-                _add(found, site.inputs[state.name], state.name)
+    ordered = [sites[layer.weight] for layer in known if layer.weight in sites]
+    names = dict.fromkeys(state.name for site in ordered for state in site.method().states() if state.trained)
+    for name in names:
+        for site in ordered:
+            if name in site.inputs:
+                _add(found, site.inputs[name], name)
     return list(found.values())
 
 

@@ -7,6 +7,7 @@ from functools import cache
 import onnx
 import onnx_ir as ir
 
+from pqc.functions.fixed import FIXED_POINT
 from pqc.functions.losses import LOSSES
 from pqc.functions.operator import Key, Operator
 from pqc.functions.optimizers import OPTIMIZERS
@@ -20,7 +21,7 @@ Differentiable = Operator | StandardGradient
 @cache
 def operators() -> dict[Key, Operator]:
     """The operators of quantizers, losses, optimizers and methods."""
-    found = [QUANT, *LOSSES.values()]
+    found = [QUANT, FIXED_POINT, *LOSSES.values()]
     found += [optimizer.operator for optimizer in OPTIMIZERS.values()]
     found += [operator for method in METHODS.values() for operator in method.operators()]
     return {operator.key: operator for operator in found}

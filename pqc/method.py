@@ -42,6 +42,8 @@ class Method:
     mask: ClassVar[Operator]
     """The mask while it is learned."""
     mask_inputs: ClassVar[tuple[str, ...]]
+    elementwise: ClassVar[bool] = False
+    """Whether the mask treats every weight by itself, and the penalty is a sum over the weights."""
     hard_mask: ClassVar[Operator]
     """The mask of zeros and ones that fine-tuning and the exported model use."""
     hard_mask_inputs: ClassVar[tuple[str, ...]]

@@ -49,14 +49,11 @@ def onnx_model(text: str, *, opset: int = 21, named: bool = True, **arrays: obje
 
 def text_of(model: ir.Model) -> str:
     """Inputs, outputs and nodes as ONNX text, without header, types of inner values and function bodies."""
-    lines = iter(pipeline.to_text(model).splitlines())
-    kept = [next(line for line in lines if line.startswith("g ")).removeprefix("g ").rstrip()]
-    next(line for line in lines if line == "{")
-    for line in lines:
-        if line == "}":
-            break
-        kept.append(line.strip())
-    return "\n".join(kept)
+    lines = [line.strip() for line in pipeline.to_text(model).splitlines()]
+    start = next(number for number, line in enumerate(lines) if line.startswith("g ("))
+    signature = lines[start].removeprefix("g ").removesuffix("{").strip()
+    first = next(number for number in range(start, len(lines)) if lines[number].endswith("{")) + 1
+    return "\n".join([signature, *lines[first : lines.index("}", first)]])
 
 
 def content(model: ir.Model) -> bytes:

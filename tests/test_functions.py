@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,9 +39,12 @@ def forward(operator: Operator, *inputs: object, **attributes: object) -> np.nda
     return run(operator.key, inputs, **attributes)[0]
 
 
-def backward(operator: Operator, *inputs: object, **attributes: object) -> np.ndarray:
+def backward(operator: Operator, dy: object, *inputs: object, **attributes: object) -> np.ndarray:
+    """The gradient of the first input: the gradient's body on what the operator's `arguments` name."""
     assert operator.gradient is not None
-    return run((operator.gradient.opset.domain, operator.gradient.name), inputs, **attributes)[0]
+    known = {"GO": [dy], "I": inputs, "O": run(operator.key, inputs, **attributes)}
+    arguments = [known[name][int(index)] for name, index in re.findall(r"(\w+)\((\d+)\)", ",".join(operator.arguments))]
+    return run((operator.gradient.opset.domain, operator.gradient.name), arguments, **attributes)[0]
 
 
 def test_rounding_modes_are_those_of_the_reference() -> None:
@@ -127,7 +131,7 @@ def test_quant_takes_a_scale_per_channel(data: st.DataObject, mode: str, sign: t
 def test_quant_takes_parameters_as_scalars_and_vectors(form: tuple[int, ...]) -> None:
     x = lane_values(0.25, 1.0, 4, 1, 0).reshape(1, -1)
     parts = [np.full(form, value, np.float32) for value in (0.25, 1.0, 4.0)]
-    assert_same(forward(QUANT, x, *parts), ref.quant(x, 0.25, 1.0, 4, 1, 0, "ROUND"))
+    assert_same(forward(QUANT, x, *parts), qonnx_of(x, 0.25, 1.0, 4, 1, 0, "ROUND"))
 
 
 @pytest.mark.parametrize("mode", ROUNDING_MODES)
@@ -233,7 +237,7 @@ def test_cs_mask_and_gradient(beta: float, start: float) -> None:
     # atol: the engine's sigmoid is a rational approximation with an absolute error of an ulp or two of 1.
     np.testing.assert_allclose(mask, expected, rtol=2e-6, atol=2e-7 * scale)
     dy = np.linspace(-1, 2, GATES.size).astype(np.float32)
-    gradient = backward(CS.mask, dy, beta, mask, scale=scale)
+    gradient = backward(CS.mask, dy, GATES, beta, scale=scale)
     # atol: 1 - m / scale cancels where the mask is nearly 1, and leaves a few ulp of 1, times beta scale dy.
     tolerance = 5e-7 * beta * scale
     np.testing.assert_allclose(gradient, ref.cs_mask_grad(dy, GATES, beta, start), rtol=1e-5, atol=tolerance)
@@ -253,7 +257,7 @@ def test_cs_penalty_and_gradient(decay: float) -> None:
     # rtol: a float32 sum of 37 terms.
     np.testing.assert_allclose(value, ref.cs_penalty(mask, decay), rtol=1e-6)
     chained = backward(CS.penalty, 3.0, mask, threshold_decay=decay)
-    gradient = backward(CS.mask, chained, 2.0, mask, scale=2.0)
+    gradient = backward(CS.mask, chained, GATES.reshape(-1, 1), 2.0, scale=2.0)
     expected = 3.0 * ref.cs_penalty_grad_s(GATES.reshape(-1, 1), 2.0, 0.0, decay)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=4e-6 * max(decay, 1e-30))
 

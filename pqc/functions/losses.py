@@ -12,24 +12,33 @@ from pqc.functions.operator import GRADIENT, LOSS, Operator
 
 
 @script(LOSS, default_opset=op)
-def CrossEntropy(logits: FLOAT, target: INT64, smoothing: float = 0.0) -> FLOAT:
-    """Cross entropy of logits [..., classes] with labels [...]; `smoothing` goes evenly to all classes."""
+def CrossEntropy(logits: FLOAT, target: INT64, smoothing: float = 0.0):
+    """Cross entropy of logits [..., classes] with labels [...]; `smoothing` goes evenly to all classes.
+
+    The logarithms of the probabilities and the one-hot labels are there for the gradient.
+    """
     log_p = op.LogSoftmax(logits, axis=-1)
-    picked = op.GatherElements(log_p, op.Unsqueeze(target, op.Constant(value_ints=[-1])), axis=-1)
+    classes = op.Shape(logits, start=-1)
+    one_hot = op.Gather(op.EyeLike(op.Expand(0.0, op.Concat(classes, classes, axis=0))), target, axis=0)
     share = op.Constant(value_float=smoothing)
-    mean_picked = op.ReduceMean(picked, keepdims=0)
-    return (share - 1.0) * mean_picked - share * op.ReduceMean(log_p, keepdims=0)
+    count = op.Cast(op.Size(target), to=1)
+    picked = op.ReduceSum(log_p * one_hot, keepdims=0) / count
+    if op.Constant(value_float=smoothing) == 0.0:
+        loss = op.Neg(picked)
+    else:
+        loss = (share - 1.0) * picked - share * op.ReduceMean(log_p, keepdims=0)
+    return loss, log_p, one_hot
 
 
 @script(GRADIENT, default_opset=op)
-def CrossEntropyGrad(dloss: FLOAT, logits: FLOAT, target: INT64, smoothing: float = 0.0) -> FLOAT:
+def CrossEntropyGrad(dloss: FLOAT, target: INT64, log_p: FLOAT, one_hot: FLOAT, smoothing: float = 0.0) -> FLOAT:
     """dloss * (softmax - smoothed one-hot) / positions."""
-    p = op.Softmax(logits, axis=-1)
-    classes = op.Shape(logits, start=-1)
-    one_hot = op.OneHot(target, classes, op.Constant(value_floats=[0.0, 1.0]), axis=-1)
     share = op.Constant(value_float=smoothing)
-    wanted = (1.0 - share) * one_hot + share / op.Cast(classes, to=1)
-    return (p - wanted) * (dloss / op.Cast(op.Size(target), to=1))
+    if op.Constant(value_float=smoothing) == 0.0:
+        wanted = op.Identity(one_hot)
+    else:
+        wanted = (1.0 - share) * one_hot + share / op.Cast(op.Shape(log_p, start=-1), to=1)
+    return (op.Exp(log_p) - wanted) * (dloss / op.Cast(op.Size(target), to=1))
 
 
 @script(LOSS, default_opset=op)
@@ -90,7 +99,7 @@ def HuberGrad(dloss: FLOAT, prediction: FLOAT, target: FLOAT, delta: float = 1.0
 _ARGUMENTS = ("GO(0)", "I(0)", "I(1)")
 
 LOSSES: dict[str, Operator] = {
-    "cross-entropy": Operator(CrossEntropy, CrossEntropyGrad, _ARGUMENTS),
+    "cross-entropy": Operator(CrossEntropy, CrossEntropyGrad, ("GO(0)", "I(1)", "O(1)", "O(2)")),
     "binary-cross-entropy": Operator(BinaryCrossEntropyWithLogits, BinaryCrossEntropyWithLogitsGrad, _ARGUMENTS),
     "mse": Operator(MeanSquaredError, MeanSquaredErrorGrad, _ARGUMENTS),
     "l1": Operator(MeanAbsoluteError, MeanAbsoluteErrorGrad, _ARGUMENTS),

@@ -13,6 +13,7 @@ GRADIENT = Opset("pqc.gradient", 1)
 MASK = Opset("pqc.mask", 1)
 PENALTY = Opset("pqc.penalty", 1)
 LOSS = Opset("pqc.loss", 1)
+FIXED = Opset("pqc.fixed", 1)
 OPTIMIZER = Opset("pqc.optimizer", 1)
 
 Key = tuple[str, str]

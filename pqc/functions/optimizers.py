@@ -31,21 +31,27 @@ def Adam(
     weight_decay: float = 0.0,
     decoupled: int = 0,
 ):
-    """theta - lr/c1 * m / (sqrt(v/c2) + eps), the decay added to the gradient or, decoupled, taken off theta."""
+    """theta - lr/c1 * m / (sqrt(v/c2) + eps), the decay added to the gradient or, decoupled, taken off theta.
+
+    What is scalar is computed as a scalar first: the vectors are as long as all parameters together.
+    """
     b1 = op.Constant(value_float=beta1)
     b2 = op.Constant(value_float=beta2)
     decay = op.Constant(value_float=weight_decay)
-    step = learning_rate * rate
-    if op.Constant(value_int=decoupled) == 1:
+    if op.Constant(value_float=weight_decay) == 0.0:
         g = op.Identity(gradient)
-        start = theta - theta * (step * decay)
-    else:
-        g = gradient + theta * decay
         start = op.Identity(theta)
+    else:
+        if op.Constant(value_int=decoupled) == 1:
+            g = op.Identity(gradient)
+            start = theta - theta * (rate * (learning_rate * decay))
+        else:
+            g = gradient + theta * decay
+            start = op.Identity(theta)
     m = b1 * first + (1.0 - b1) * g
     v = b2 * second + (1.0 - b2) * (g * g)
-    root = op.Sqrt(v / correction2) + op.Constant(value_float=epsilon)
-    return start - (step / correction1) * (m / root), m, v
+    root = op.Sqrt(v) * (1.0 / op.Sqrt(correction2)) + op.Constant(value_float=epsilon)
+    return start - (rate * (learning_rate / correction1)) * (m / root), m, v
 
 
 @script(OPTIMIZER, default_opset=op)

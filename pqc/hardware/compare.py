@@ -73,7 +73,7 @@ def compare(model: ir.Model, samples: np.ndarray, project: Project, progress: Pr
         expected, got = (np.ldexp(side.reshape(len(samples), -1).astype(np.float64), scale) for side in (a, b))
         differs = ~(expected == got)
         total += int(differs.sum())
-        worst = max(worst, float(np.abs(expected - got).max()))
+        worst = float(np.maximum(worst, np.abs(expected - got).max()))
         for sample, element in np.argwhere(differs)[:SHOWN]:
             first.append(
                 Mismatch(

@@ -5,8 +5,10 @@ The child is `python -m pqc.hardware.emulate SPEC.json`; the files are its only 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +23,7 @@ from pqc.errors import EnvironmentFault, HardwareError
 from pqc.hardware.project import Project
 
 Progress = Callable[[str], None]
-LAST_LINES = 12
+LAST_LINES = 8
 
 
 def emulate(project: Project, samples: np.ndarray, progress: Progress | None = None) -> list[np.ndarray]:
@@ -44,16 +46,18 @@ def emulate(project: Project, samples: np.ndarray, progress: Progress | None = N
     if progress is not None:
         progress("compile and run the C++")
     with tempfile.TemporaryDirectory(prefix="pqc-hls-") as scratch:
+        sizes = [len(project.layout.outputs[project.positions.index(place)]) for place in sorted(project.positions)]
         spec = {
             "project": str(project.folder.resolve()),
             "input": f"{scratch}/in.npy",
             "output": f"{scratch}/out.npz",
+            "sizes": sizes,
         }
-        np.save(spec["input"], flat)
+        np.save(f"{scratch}/in.npy", flat)
         file = Path(scratch) / "spec.json"
         file.write_text(json.dumps(spec))
         _run(file, project)
-        with np.load(spec["output"]) as found:
+        with np.load(f"{scratch}/out.npz") as found:
             arrays = [found[f"arr_{index}"] for index in project.positions]
     return [array[:, order] for array, order in zip(arrays, project.layout.outputs, strict=True)]
 
@@ -67,25 +71,34 @@ def _run(spec: Path, project: Project) -> None:
     if code == 0:
         return
     reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else "failed"
-    tail = "\n".join(project.log.read_text(errors="replace").splitlines()[-LAST_LINES:])
     raise HardwareError(
-        f"the C++ emulation {reason}; the last lines of its log are\n{tail}",
+        f"the C++ emulation {reason}; its log says\n{_telling_lines(project.log)}",
         at=str(project.folder),
         hint=f"read {project.log}, or compile by hand with ./build_lib.sh in that folder",
     )
 
 
-def main(spec: Path) -> None:
-    """The child: link the project, compile it, run every sample, and save the outputs."""
-    from hls4ml.converters import link_existing_project
+def _telling_lines(log: Path) -> str:
+    """The last lines of a log that speak of errors, or just the last lines."""
+    lines = log.read_text(errors="replace").splitlines()
+    telling = [line for line in lines if re.search(r"error|assert|terminate|malloc", line, re.IGNORECASE)]
+    return "\n".join((telling or lines)[-LAST_LINES:])
 
-    paths = json.loads(spec.read_text())
-    model = link_existing_project(paths["project"])
-    model.compile()
-    inputs = np.load(paths["input"])
-    outputs = model.predict(inputs)
-    outputs = outputs if isinstance(outputs, list) else [outputs]
-    np.savez(paths["output"], *(np.reshape(output, (len(inputs), -1)) for output in outputs))
+
+def main(spec: Path) -> None:
+    """The child: compile the project, link it, run every sample, and save the outputs in hls4ml's order."""
+    given = json.loads(spec.read_text())
+    folder = Path(given["project"])
+    for stale in (folder / "firmware").glob("*.so"):
+        stale.unlink()
+    if code := subprocess.call(["./build_lib.sh"], cwd=folder):
+        sys.exit(code)
+    run = ctypes.CDLL(str(next((folder / "firmware").glob("*.so")))).myproject_double
+    inputs = np.load(given["input"])
+    outputs = [np.zeros((len(inputs), size)) for size in given["sizes"]]
+    for sample, row in enumerate(inputs):
+        run(*(ctypes.c_void_p(array.ctypes.data) for array in (row, *(output[sample] for output in outputs))))
+    np.savez(given["output"], *outputs)
 
 
 if __name__ == "__main__":

@@ -253,5 +253,4 @@ STREAM_RULES: tuple[Rule, ...] = (
         _on(*POOLS),
         rules.overlapping,
     ),
-    Rule("stream-output", "hls4ml reads the stream twice", "use io_parallel", _any, rules.read_output),
 )

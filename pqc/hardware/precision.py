@@ -8,6 +8,7 @@ overflow come back.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -102,7 +103,27 @@ def layer_name(node: ir.Node, ranges: Ranges) -> str:
 def result_type(value: ir.Value, ranges: Ranges) -> FixedType:
     """The type of a layer's result: that of the Quant which alone takes it, else the narrowest lossless one."""
     user = sole_user(value)
-    return fixed_type(user) if user is not None and is_quant(user) else ranges[value].type()
+    return fixed_type(user) if user is not None and is_quant(user) else lossless(value, ranges[value])
+
+
+def lossless(value: ir.Value, values: Interval) -> FixedType:
+    """The narrowest type for `values`, which reaches up to the grids that `value` is going to be rounded to.
+
+    ap_fixed reads the bit below the new grid when it rounds, and stops where a type ends below that bit.
+    """
+    kind = values.type()
+    reach = max((1 - fraction for fraction in _next_grids(value)), default=kind.integer)
+    integer = max(kind.integer, reach)
+    return FixedType(integer + kind.fraction, integer, kind.signed)
+
+
+def _next_grids(value: ir.Value) -> Iterator[int]:
+    """Fraction bits of the Quant nodes that take `value`, directly or behind nodes without weights."""
+    for use in value.uses():
+        if is_quant(use.node):
+            yield fixed_type(use.node).fraction
+        elif use.node.op_type not in ("MatMul", "Conv"):
+            yield from _next_grids(use.node.outputs[0])
 
 
 def _quant(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
@@ -135,7 +156,7 @@ def _layer(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
     if add is not None:
         bias = next(value for value in add.inputs if constant_through_quant(value))
     records = [
-        TypeRecord.of(name, node, "accum", ranges[end].type(), ranges[end]),
+        TypeRecord.of(name, node, "accum", lossless(end, ranges[end]), ranges[end]),
         TypeRecord.of(name, node, "weight", _constant_type(node.inputs[1], ranges), of(node.inputs[1], ranges)),
         TypeRecord.of(name, node, "result", result_type(end, ranges), _after_quant(end, ranges)),
     ]
@@ -156,19 +177,20 @@ def _after_quant(value: ir.Value, ranges: Ranges) -> Interval:
 
 def _average_pool(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
     x, mean = of(node.inputs[0], ranges), ranges[node.outputs[0]]
-    total = walk.pool_sum(node, x).at(mean.fraction)
+    total, output = walk.pool_sum(node, x).at(mean.fraction), node.outputs[0]
     return [
-        TypeRecord.of(node.name or "", node, "accum", total.type(), total),
-        TypeRecord.of(node.name or "", node, "result", mean.type(), mean),
+        TypeRecord.of(node.name or "", node, "accum", lossless(output, total), total),
+        TypeRecord.of(node.name or "", node, "result", lossless(output, mean), mean),
     ]
 
 
 def _plain(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
     value, name = node.outputs[0], node.name or ""
     if node.op_type in ("Add", "Sub", "Mul", "MaxPool"):
-        values = ranges[value]
-        pool = [TypeRecord.of(name, node, "accum", values.type(), values)] if node.op_type == "MaxPool" else []
-        return [*pool, TypeRecord.of(name, node, "result", values.type(), values)]
+        # the accumulator of a MaxPool holds the elements that it compares, not only the largest
+        x = of(node.inputs[0], ranges)
+        pool = [TypeRecord.of(name, node, "accum", lossless(value, x), x)] if node.op_type == "MaxPool" else []
+        return [*pool, TypeRecord.of(name, node, "result", lossless(value, ranges[value]), ranges[value])]
     kind = result_type(value, ranges)
     if node.op_type in REACH:
         _check_function(node, kind, ranges)

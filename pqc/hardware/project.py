@@ -88,6 +88,7 @@ def write_project(
     graph.save(model, out / QONNX_FILE)
     files.write_text(out / PRECISION_FILE, to_json(records))
     project = Project(out, backend, io_type, records, order, fractions, positions)
+    project.log.unlink(missing_ok=True)
     with quiet(project.log):
         _convert(graph.to_proto(model), project, tables)
     return project

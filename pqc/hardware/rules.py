@@ -209,9 +209,3 @@ def overlapping(node: ir.Node) -> str | None:
     """A pool whose windows are not its strides."""
     kernel, strides = integers(node, "kernel_shape", []), integers(node, "strides", [])
     return None if kernel == strides else f"kernel {kernel} with strides {strides}"
-
-
-def read_output(node: ir.Node) -> str | None:
-    """An output of the graph that other nodes take too."""
-    found = next((value for value in node.outputs if value.is_graph_output() and value.uses()), None)
-    return None if found is None else f"the output '{found.name}', which other nodes take too"

@@ -33,14 +33,14 @@ def ContinuousSparsificationHard(s: FLOAT) -> FLOAT:
 
 @script(PENALTY, default_opset=op)
 def ContinuousSparsificationPenalty(mask: FLOAT, threshold_decay: float = 0.0) -> FLOAT:
-    """threshold_decay * sum |m|"""
-    return op.ReduceSum(op.Abs(mask), keepdims=0) * op.Constant(value_float=threshold_decay)
+    """threshold_decay * sum |m|, and m is never negative"""
+    return op.ReduceSum(mask, keepdims=0) * op.Constant(value_float=threshold_decay)
 
 
 @script(GRADIENT, default_opset=op)
 def ContinuousSparsificationPenaltyGrad(dpenalty: FLOAT, mask: FLOAT, threshold_decay: float = 0.0) -> FLOAT:
-    """threshold_decay * sign(m)"""
-    return op.Sign(mask) * (dpenalty * op.Constant(value_float=threshold_decay))
+    """threshold_decay, for every element"""
+    return op.Expand(dpenalty * op.Constant(value_float=threshold_decay), op.Shape(mask))
 
 
 @script(MASK, default_opset=op)
@@ -61,6 +61,7 @@ class ContinuousSparsificationMethod(Method):
         ContinuousSparsification, ContinuousSparsificationGrad, arguments=("GO(0)", "I(1)", "O(0)")
     )
     mask_inputs: ClassVar[tuple[str, ...]] = ("s", "beta")
+    elementwise: ClassVar[bool] = True
     hard_mask: ClassVar[Operator] = Operator(ContinuousSparsificationHard)
     hard_mask_inputs: ClassVar[tuple[str, ...]] = ("s",)
     penalty: ClassVar[Operator | None] = Operator(

@@ -87,10 +87,12 @@ def training(history: Sequence[Record], metric: str) -> str:
         for axis, panel in zip(grid.flat, drawn, strict=False):
             _panel(axis, panel, history)
             _shade(axis, stretches)
+        for column in range(min(2, len(drawn))):
+            lowest = grid[(len(drawn) - 1 - column) // 2, column]
+            lowest.set_xlabel("epoch")
+            lowest.tick_params(labelbottom=True)
         if len(drawn) % 2:
             grid[-1, 1].set_axis_off()
-            grid[-2 if rows > 1 else -1, 1].tick_params(labelbottom=True)
-        canvas.supxlabel("epoch", fontsize=8)
         _legend(canvas, stretches)
 
     return figure.svg("training", 0.6 + 1.75 * rows, "Training curves over the epochs", draw)
@@ -129,7 +131,7 @@ def _panel(axis: Axes, panel: Panel, history: Sequence[Record]) -> None:
         axis.plot(epochs, values, color=colour, marker=marker, markersize=3, label=name)
         seen.append(values[np.isfinite(values)])
     axis.set_ylabel(panel.label)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     axis.grid()
     if len(panel.keys) > 1:

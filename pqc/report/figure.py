@@ -56,8 +56,6 @@ STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
     "legend.fontsize": 8,
-    # Verdana is as wide as DejaVu Sans, which Matplotlib measures with: labels keep their room in the browser.
-    "font.family": ["DejaVu Sans", "Verdana", "Geneva", "sans-serif"],
     "svg.fonttype": "none",
     # A dollar sign in a layer's name is no formula.
     "text.parse_math": False,
@@ -93,7 +91,9 @@ def _inline(document: str, title: str) -> str:
     opening, rest = body.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', opening)
     rest = re.sub(r"\s*<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
-    rest = re.sub(r'<g id="[^"]*"', "<g", rest).replace(INK, "currentColor").replace("xlink:href=", "href=")
+    # Only inside tags: a layer's name stays as it is. Names hold no tag, for Matplotlib escapes them.
+    rest = re.sub(r"<[^>]+>", lambda tag: tag.group().replace(INK, "currentColor"), rest)
+    rest = re.sub(r'<g id="[^"]*"', "<g", rest).replace("xlink:href=", "href=")
     return f'<svg {box.group() if box else ""} role="img" aria-label="{html.escape(title)}">{rest}'
 
 

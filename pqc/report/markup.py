@@ -7,13 +7,15 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-NOTHING = "–"
+NOTHING = "\N{EN DASH}"
 GAP = "\N{NO-BREAK SPACE}"
 
 
 def plain(value: Any, limit: int = 0) -> str:
     """One line of printable text, its middle left out beyond `limit` characters; 0 is without limit."""
-    line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value))
+    line = "".join(
+        letter if letter.isprintable() or letter == GAP else "\N{REPLACEMENT CHARACTER}" for letter in str(value)
+    )
     if not limit or len(line) <= limit:
         return line
     tail = (limit - 1) // 2
@@ -43,7 +45,10 @@ def real(value: Any, digits: int = 6) -> str:
 def count(value: Any) -> str:
     """A whole number with its thousands marked."""
     found = number(value)
-    return NOTHING if found is None else _minus(f"{int(value):,}" if found == int(found) else f"{found:,.6g}")
+    if found is None:
+        return NOTHING
+    whole = value if isinstance(value, int) else int(found)
+    return _minus(f"{whole:,}" if found == whole else f"{found:,.6g}")
 
 
 def percent(value: Any) -> str:

@@ -17,6 +17,8 @@ MOST_BARS = 40
 MOST_HISTOGRAMS = 12
 MOST_CLASSES = len(figure.COLOURS)
 COLUMNS = 3
+FLOOR = 0.7
+"""The foot of a histogram on a logarithmic axis: a single weight is to be seen."""
 BLUE, ORANGE = figure.COLOURS[0], figure.COLOURS[1]
 
 
@@ -42,7 +44,7 @@ def weights_per_layer(layers: Sequence[Mapping[str, Any]]) -> str:
         kept_bars = axis.barh(places, nonzero, height=0.72, color=BLUE)
         for place, layer in enumerate(shown):
             axis.annotate(_kept(layer), (total[place], place), (4, 0), textcoords="offset points", va="center")
-        axis.set_yticks(places, [markup.plain(layer.get("name"), 26) for layer in shown])
+        axis.set_yticks(places, [markup.plain(layer.get("name"), 34) for layer in shown])
         axis.set_ylim(len(shown) - 0.4, -0.6)
         axis.set_xlabel("weights (number)")
         axis.grid(axis="x")
@@ -63,11 +65,11 @@ def _weight_scale(axis: Axes, total: np.ndarray) -> None:
     top = max(float(total.max()), 1.0)
     present = total[total > 0]
     if present.size and top > 50 * present.min():
-        axis.set_xlim(0.5, 2 * top * (2 * top) ** 0.3)
+        axis.set_xlim(0.5, 0.5 * (2 * top) ** 1.42)
         figure.logarithmic(axis, "x")
         axis.set_xlabel("weights (number, logarithmic scale)")
     else:
-        axis.set_xlim(0, 1.32 * top)
+        axis.set_xlim(0, 1.36 * top)
     figure.thousands(axis, "x")
 
 
@@ -76,17 +78,20 @@ def histograms(weights: Mapping[str, np.ndarray], float_weights: Mapping[str, np
     shown = largest({name: int(array.size) for name, array in weights.items()}, MOST_HISTOGRAMS)
     if not shown:
         return ""
-    rows = -(-len(shown) // COLUMNS)
+    columns = min(COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
 
     def draw(canvas: Figure) -> None:
-        grid = canvas.subplots(rows, COLUMNS, squeeze=False)
+        grid = canvas.subplots(rows, columns, squeeze=False)
         handles: list[object] = []
         for axis, name in zip(grid.flat, shown, strict=False):
             handles = _histogram(axis, name, weights[name], float_weights.get(name, np.zeros(0)))
         for axis in list(grid.flat)[len(shown) :]:
             axis.set_axis_off()
-        canvas.supxlabel("weight", fontsize=8)
-        canvas.supylabel("weights per bin (number)", fontsize=8)
+        for axis in grid[:, 0]:
+            axis.set_ylabel("weights per bin")
+        for column in range(columns):
+            grid[(len(shown) - 1 - column) // columns, column].set_xlabel("weight")
         figure.legend(canvas, handles, ["float model", "compressed model, zeros left out"])
 
     return figure.svg("histograms", 0.7 + 1.75 * rows, "Histograms of the weights of each layer", draw)
@@ -97,12 +102,12 @@ def _histogram(axis: Axes, name: str, compressed: np.ndarray, reference: np.ndar
     zeros = int(compressed.size - np.count_nonzero(compressed))
     axis.set_title(f"{markup.plain(name, 28)}\n{markup.count(zeros)} of {markup.count(compressed.size)} are zero")
     edges = bins(after, before)
-    heights = [np.maximum(np.histogram(array, edges)[0], 0.5) for array in (before, after)]
+    heights = [np.maximum(np.histogram(array, edges)[0], FLOOR) for array in (before, after)]
     handles = [
-        axis.stairs(heights[0], edges, baseline=0.5, fill=True, color=figure.INK, alpha=0.22, linewidth=0),
-        axis.stairs(heights[1], edges, baseline=0.5, fill=True, color=BLUE, alpha=0.85, linewidth=0),
+        axis.stairs(heights[0], edges, baseline=FLOOR, fill=True, color=figure.INK, alpha=0.22, linewidth=0),
+        axis.stairs(heights[1], edges, baseline=FLOOR, fill=True, color=BLUE, alpha=0.85, linewidth=0),
     ]
-    axis.set_ylim(0.5, 2 * max(float(np.max(heights)), 5.0))
+    axis.set_ylim(FLOOR, 2 * max(float(np.max(heights)), 5.0))
     figure.logarithmic(axis)
     axis.grid(axis="y")
     return list(handles)
@@ -110,7 +115,8 @@ def _histogram(axis: Axes, name: str, compressed: np.ndarray, reference: np.ndar
 
 def _nonzero(array: np.ndarray) -> np.ndarray:
     flat = array.reshape(-1).astype(np.float64)
-    return flat[np.isfinite(flat) & (flat != 0)]
+    found: np.ndarray = flat[np.isfinite(flat) & (flat != 0)]
+    return found
 
 
 def bins(compressed: np.ndarray, reference: np.ndarray, most: int = 48) -> np.ndarray:
@@ -124,7 +130,8 @@ def bins(compressed: np.ndarray, reference: np.ndarray, most: int = 48) -> np.nd
     step = step or abs(low) or 1.0
     width = step * max(np.ceil((high - low) / step / most), 1.0)
     start = step * np.floor(low / step) - step / 2
-    return np.asarray(start + width * np.arange(np.ceil((high - start) / width) + 1), dtype=np.float64)
+    edges: np.ndarray = start + width * np.arange(np.ceil((high - start) / width) + 1)
+    return edges
 
 
 def roc_curves(tags: Sequence[roc.Tag]) -> str:
@@ -132,7 +139,9 @@ def roc_curves(tags: Sequence[roc.Tag]) -> str:
     shown = tags[:MOST_CLASSES]
     if not shown:
         return ""
-    rows = -(-len(shown) // 3)
+    names = [_areas(tag) for tag in shown]
+    columns = min(3 if max(map(len, names)) < 42 else 2, len(names))
+    rows = -(-len(names) // columns)
 
     def draw(canvas: Figure) -> None:
         left, right = canvas.subplots(1, 2)
@@ -146,7 +155,7 @@ def roc_curves(tags: Sequence[roc.Tag]) -> str:
                 floor = min(floor, float(x[x > 0][0]))
             handles.append(drawn)
         _roc_axes(left, right, floor)
-        figure.legend(canvas, handles, [_areas(tag) for tag in shown], columns=min(3, len(shown)))
+        figure.legend(canvas, handles, names, columns)
 
     return figure.svg("roc", 3.7 + 0.18 * rows, "ROC curves, one class against the rest", draw)
 

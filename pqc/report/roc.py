@@ -81,7 +81,8 @@ def labels(target: np.ndarray, columns: int) -> Booleans | None:
     if flat.size != target.shape[0] or not np.isin(flat, np.arange(max(columns, 2))).all():
         return None
     classes = flat.astype(np.int64)
-    return classes[:, None] == (np.arange(columns) if columns > 1 else np.array([1]))
+    matches: Booleans = classes[:, None] == (np.arange(columns) if columns > 1 else np.array([1]))
+    return matches
 
 
 def odds(scores: np.ndarray) -> Floats:
@@ -102,6 +103,13 @@ def odds(scores: np.ndarray) -> Floats:
     return result.astype(np.float32).astype(np.float64)
 
 
+def complete(scores: Mapping[str, np.ndarray]) -> Booleans:
+    """The rows whose scores are all finite, in every model."""
+    found = [np.isfinite(table.reshape(len(table), -1)).all(axis=1) for table in scores.values()]
+    every: Booleans = np.logical_and.reduce(found)
+    return every
+
+
 def one_vs_rest(target: np.ndarray, scores: Mapping[str, np.ndarray], names: Sequence[str]) -> list[Tag]:
     """The curves of each class and model; empty where the target is not class labels.
 
@@ -114,7 +122,7 @@ def one_vs_rest(target: np.ndarray, scores: Mapping[str, np.ndarray], names: Seq
     positive = labels(target, widths.pop()) if len(widths) == 1 else None
     if positive is None:
         return []
-    finite = np.all([np.isfinite(table).all(axis=1) for table in tables.values()], axis=0)
+    finite = complete(tables)
     columns = positive.shape[1]
     exclusive = columns > 1 and bool((positive.sum(axis=1) == 1).all())
     ranks = {model: odds(table[finite]) if exclusive else table[finite] for model, table in tables.items()}

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import graph, layers
+from pqc.functions.fixed import FIXED_POINT
+from pqc.methods import TABLE as METHODS
+from pqc.passes.expose_parameters import THETA, layout
+from pqc.rewriting import Pass, close
+
+ELEMENTWISE = {FIXED_POINT.key} | {method.mask.key for method in METHODS.values() if method.elementwise}
+ADDITIVE = {method.penalty.key for method in METHODS.values() if method.penalty is not None and method.elementwise}
+
+
+@dataclass(frozen=True)
+class BatchParameters(Pass):
+    """Do what is done to every parameter alike once, on all of them end to end.
+
+    W_i · mask(s_i) → FixedPoint for each layer i → the same on the slices of theta that hold all W and all s, cut
+    into layers afterwards: the number of nodes does not grow with the number of layers.
+    Leaves operators that are not elementwise alone, and parameters that are treated differently from the others.
+    For the training step only.
+    """
+
+    title: ClassVar[str] = "batch-parameters"
+    meaning: ClassVar = close(1e-6)
+
+    def rewrite(self, model: ir.Model) -> int:
+        if THETA not in model.graph.initializers:
+            return 0
+        batcher = _Batcher(model.graph)
+        batched = batcher.run([name for name, _, _ in layout(model)], [role for _, _, role in layout(model)])
+        if batched:
+            graph.remove_unused(model.graph)
+        return batched
+
+
+@dataclass
+class _Bundle:
+    """Values of the layers, and the one flat value that holds them end to end."""
+
+    lanes: list[ir.Value]
+    flat: ir.Value
+
+    @property
+    def sizes(self) -> list[int]:
+        return [int(np.prod([int(dim) for dim in lane.shape.dims])) for lane in self.lanes]  # type: ignore[union-attr]
+
+
+class _Batcher:
+    def __init__(self, main: ir.Graph) -> None:
+        self.main = main
+        self.names = graph.Names(main)
+        self.bundles: list[_Bundle] = []
+        self.new_nodes: list[ir.Node] = []
+        split = next(
+            (node for node in main if node.op_type == "Split" and node.inputs[0] is main.initializers[THETA]), None
+        )
+        self.anchor = split
+
+    def run(self, names: list[str], roles: list[str]) -> int:
+        """Batch from the slices of theta onward; return how many nodes were merged into others."""
+        by_name = {value.name: value for value in graph.values(self.main)}
+        if self.anchor is None or any(name not in by_name for name in names):
+            return 0
+        self._slice_by_recipe([by_name[name] for name in names], roles)
+        merged, position = 0, 0
+        while position < len(self.bundles):
+            merged += self._advance(self.bundles[position])
+            position += 1
+        if not merged:
+            return 0
+        for bundle in self.bundles:
+            self._cut(bundle)
+        self.main.insert_after(self.anchor, self.new_nodes)
+        return merged
+
+    def _slice_by_recipe(self, values: list[ir.Value], roles: list[str]) -> None:
+        """Bundles of neighbours in theta that are treated alike."""
+        runs: list[tuple[Hashable, list[ir.Value]]] = []
+        for value, role in zip(values, roles, strict=True):
+            recipe = (role, *sorted(str(_key(node, index)) for node, index in value.uses()))
+            if not runs or runs[-1][0] != recipe:
+                runs.append((recipe, []))
+            runs[-1][1].append(value)
+        flats = [ir.val(self.names.new(f"{lanes[0].name}.all"), ir.DataType.FLOAT) for _, lanes in runs]
+        self.bundles = [_Bundle(lanes, flat) for (_, lanes), flat in zip(runs, flats, strict=True)]
+        for bundle in self.bundles:
+            bundle.flat.shape = ir.Shape([sum(bundle.sizes)])
+        sizes = self._constant("theta.runs", np.array([sum(bundle.sizes) for bundle in self.bundles], np.int64))
+        self._add("Split", [self.main.initializers[THETA], sizes], flats, "theta.slices", {"axis": 0})
+
+    def _advance(self, bundle: _Bundle) -> int:
+        """Batch what reads the bundle's lanes, if it is the same for all of them."""
+        if len(bundle.lanes) < 2:
+            return 0
+        merged = 0
+        for node, index in list(bundle.lanes[0].uses()):
+            rows = [
+                [n for n, i in lane.uses() if (i, _key(n, i)) == (index, _key(node, index))] for lane in bundle.lanes
+            ]
+            if index != 0 or _key(node, index) is None or any(len(row) != 1 for row in rows):
+                continue
+            merged += self._merge(bundle, [row[0] for row in rows])
+        return merged
+
+    def _merge(self, bundle: _Bundle, nodes: list[ir.Node]) -> int:
+        inputs = [bundle.flat]
+        for index in range(1, len(nodes[0].inputs)):
+            value = self._operand([node.inputs[index] for node in nodes], bundle)
+            if value is None:
+                return 0
+            inputs.append(value)
+        first = nodes[0]
+        attributes = {name: attribute.value for name, attribute in first.attributes.items()}
+        scalar = (first.domain, first.op_type) in ADDITIVE
+        shape = ir.Shape([]) if scalar else bundle.flat.shape
+        output = ir.val(self.names.new(f"{first.outputs[0].name}.all"), ir.DataType.FLOAT, shape)
+        self._add(first.op_type, inputs, [output], f"{first.name}.all", attributes, first.domain)
+        if scalar:
+            self._share(output, nodes)
+        else:
+            self.bundles.append(_Bundle([node.outputs[0] for node in nodes], output))
+        return len(nodes)
+
+    def _operand(self, values: list[ir.Value | None], bundle: _Bundle) -> ir.Value | None:
+        """One value that stands for each lane's: shared, a bundle of the same lanes, or constants repeated."""
+        if all(value is values[0] for value in values):
+            return values[0]
+        for other in self.bundles:
+            if len(other.lanes) == len(values) and all(a is b for a, b in zip(other.lanes, values, strict=True)):
+                return other.flat
+        arrays = [graph.constant(value) for value in values]
+        if any(array is None or array.size != 1 for array in arrays):
+            return None
+        numbers = np.array([float(np.asarray(array).reshape(())) for array in arrays], np.float32)
+        repeated = numbers[0] if (numbers == numbers[0]).all() else np.repeat(numbers, bundle.sizes)
+        return self._constant(f"{values[0].name}.all", np.asarray(repeated, np.float32))  # type: ignore[union-attr]
+
+    def _share(self, total: ir.Value, nodes: list[ir.Node]) -> None:
+        """Put the sum of all penalties where the first was, and zero where the others were."""
+        zero = self._constant("penalty.zero", np.zeros((), np.float32))
+        for number, node in enumerate(nodes):
+            node.outputs[0].replace_all_uses_with(zero if number else total)
+
+    def _cut(self, bundle: _Bundle) -> None:
+        """Give the lanes that are still read their slices."""
+        read = [
+            lane
+            for lane in bundle.lanes
+            if any(node.graph is not None and node not in self.new_nodes for node in lane.consumers())
+        ]
+        if not read:
+            return
+        pieces = [bundle.flat]
+        if len(bundle.lanes) > 1:
+            pieces = [
+                ir.val(self.names.new(f"{lane.name}.piece"), ir.DataType.FLOAT, [size])
+                for lane, size in zip(bundle.lanes, bundle.sizes, strict=True)
+            ]
+            sizes = self._constant(f"{bundle.flat.name}.sizes", np.array(bundle.sizes, np.int64))
+            self._add("Split", [bundle.flat, sizes], pieces, f"{bundle.flat.name}.split", {"axis": 0})
+        for lane, piece in zip(bundle.lanes, pieces, strict=True):
+            if len(lane.shape) == 1:
+                lane.replace_all_uses_with(piece)
+                continue
+            shape = self._constant(f"{lane.name}.form", np.array([int(dim) for dim in lane.shape.dims], np.int64))
+            output = ir.val(self.names.new(f"{lane.name}.cut"), ir.DataType.FLOAT, lane.shape)
+            self._add("Reshape", [piece, shape], [output], f"{lane.name}.cut", {})
+            lane.replace_all_uses_with(output)
+
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        return graph.add_initializer(self.main, self.names.new(name), array)
+
+    def _add(
+        self,
+        operator: str,
+        inputs: list[ir.Value],
+        outputs: list[ir.Value],
+        name: str,
+        attributes: dict[str, object],
+        domain: str = "",
+    ) -> None:
+        node = ir.node(operator, inputs, attributes, domain=domain, name=self.names.new(name), outputs=outputs)
+        self.new_nodes.append(node)
+
+
+def _key(node: ir.Node, index: int) -> Hashable:
+    """What a node does to the input `index`, or None where that cannot be done to all layers at once."""
+    attributes = tuple(sorted((name, str(attribute.value)) for name, attribute in node.attributes.items()))
+    key = (node.domain, node.op_type)
+    if key in ELEMENTWISE or key in ADDITIVE:
+        return (*key, index, attributes)
+    if not node.domain and layers.applies_mask(node):
+        return ("", "Mul", index, attributes)
+    return None
