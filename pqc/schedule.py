@@ -160,6 +160,7 @@ class Phases(Section):
 class Schedule(Section):
     """All that a run does to a model."""
 
+    name: str = ""
     description: str = ""
     pruning: Pruning = Pruning()
     quantization: Quantization | None = Quantization()
@@ -182,9 +183,9 @@ class Schedule(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def fingerprint(self) -> str:
-        """A hash of everything but the description."""
+        """A hash of everything but name and description."""
         return hashlib.sha256(
-            yaml.safe_dump(self.model_dump(mode="json", exclude={"description"})).encode()
+            yaml.safe_dump(self.model_dump(mode="json", exclude={"name", "description"})).encode()
         ).hexdigest()
 
 
@@ -217,6 +218,7 @@ def load(source: str | Path, settings: dict[str, str] | None = None) -> Schedule
         ) from error
     if not isinstance(content, dict):
         raise ScheduleError("a schedule is a mapping of sections", at=label, hint="see `pqc schedule show cs`")
+    content.setdefault("name", Path(label).stem)
     for key, value in (settings or {}).items():
         _set(content, key, value)
     try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike
+from pqc.passes.normalize import infer_shapes
 
 from pqc import graph, library
-from pqc.passes.normalize import infer_shapes
 
 
 class Network:
@@ -105,25 +106,25 @@ def mlp(*sizes: int, head: str | None = None) -> ir.Model:
     """A quantized multilayer perceptron: 12 bit inputs, Relu between layers, 10 bit outputs."""
     net = Network(sizes[0])
     x = net.quant(net.x, 12, 8)
-    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for inputs, outputs in pairwise(sizes[:-1]):
         x = net.relu(net.dense(x, inputs, outputs))
     x = net.quant(net.dense(x, sizes[-2], sizes[-1]), 10, 5)
     return net.model(x if head is None else net.op(head, x))
 
 
 def cnn(activation: str) -> ir.Model:
-    """Depthwise 3x3, pointwise, activation, average pool, dense, on 2 x 8 x 8; the first Conv pads unevenly."""
+    """Depthwise 3x3, pointwise, activation, pools, dense, on 2 x 8 x 8; the first Conv pads unevenly.
+
+    With Relu the pools stand side by side, as hls4ml's streams need; with Tanh their windows overlap.
+    """
     net = Network(2, 8, 8)
     x = net.conv(net.quant(net.x, 10, 6), (2, 1, 3, 3), group=2, pads=[1, 0, 0, 1])
     x = net.conv(net.quant(x, 8, 4), (5, 2, 1, 1))
     if activation == "Relu":
-        x = net.relu(x)
+        x, places = net.pool("MaxPool", net.relu(x), 2), 1
     else:
-        x = net.quant(net.op(activation, net.quant(x, 8, 5)), 8, 7)
-    x = net.quant(net.pool("AveragePool", x, 3, 2), 8, 6) if activation != "Relu" else net.pool("MaxPool", x, 2)
-    if activation == "Relu":
-        x = net.quant(net.pool("AveragePool", x, 3), 8, 6)
-    places = 9 if activation != "Relu" else 1
+        x, places = net.quant(net.op(activation, net.quant(x, 8, 5)), 8, 7), 9
+    x = net.quant(net.pool("AveragePool", x, 3, None if activation == "Relu" else 2), 8, 6)
     return net.model(net.dense(net.op("Flatten", x, axis=1), 5 * places, 5))
 
 
@@ -183,6 +184,14 @@ def faint() -> ir.Model:
     x = net.quant(net.op("Relu", net.quant(net.x, 12, 8)), 1, 0, signed=0)
     x = net.op("Relu", net.op("MatMul", x, net.weight(8, 6, bits=5, fraction=9)))
     return net.model(net.dense(net.quant(x, 4, -2, signed=0), 6, 3))
+
+
+def wrapping() -> ir.Model:
+    """Sums that are never negative of products that are, so that partial sums leave the accumulator's type."""
+    net = Network(2)
+    x = net.quant(net.op("Relu", net.quant(net.x, 8, 4)), 6, 3, signed=0)
+    weight = net.quant(net.constant(np.array([[-1.0, 1.0, -0.5], [0.5, -1.0, -0.5]])), 3, 1)
+    return net.model(net.op("Add", net.op("MatMul", x, weight), net.quant(net.constant(np.full(3, 8.0)), 6, 1)))
 
 
 NETWORKS: dict[str, Callable[[], ir.Model]] = {

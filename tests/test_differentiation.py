@@ -254,7 +254,6 @@ OPERANDS = {
     "row": SPREAD,
     "choice": CHOICE,
 }
-LEGALIZED = {"Sum": 0, "Mean": 0}
 
 
 def rewrite_model(nodes: str) -> ir.Model:
@@ -297,7 +296,6 @@ def test_legalize_keeps_the_name_of_an_output(operator: str) -> None:
 
 IMAGES = {
     "Conv": "p = Conv <auto_pad: string = \"{}\", strides: ints = [{}]> (h, k)",
-    "dilated Conv": "p = Conv <auto_pad: string = \"{}\", strides: ints = [{}], dilations: ints = [2,1]> (h, k)",
     "MaxPool": "p = MaxPool <auto_pad: string = \"{}\", strides: ints = [{}], kernel_shape: ints = [3,2]> (h)",
     "AveragePool": "p = AveragePool <auto_pad: string = \"{}\", strides: ints = [{}], kernel_shape: ints = [3,2]> (h)",
 }
@@ -321,8 +319,6 @@ def image_model(operator: str, mode: str, strides: str) -> ir.Model:
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("strides", ["1,1", "2,2"])
 def test_legalize_of_auto_pad(operator: str, mode: str, strides: str) -> None:
-    if operator == "dilated Conv" and strides != "1,1":
-        pytest.skip("the kernel refuses SAME with a stride and a dilation")
     model = image_model(operator, mode, strides)
     pipeline.run(model, "normalize")
     before = graph.copy(model)
@@ -332,6 +328,20 @@ def test_legalize_of_auto_pad(operator: str, mode: str, strides: str) -> None:
     expected = engine.evaluate(before, feeds)["y"]
     np.testing.assert_allclose(engine.evaluate(model, feeds)["y"], expected, rtol=1e-6, atol=1e-7)
     assert_finite_differences(model, TRAIN, batch=2, size=0.7, places=8)
+
+
+@pytest.mark.parametrize(("mode", "pads"), [("SAME_UPPER", [2, 0, 2, 1]), ("SAME_LOWER", [2, 1, 2, 0])])
+def test_legalize_of_auto_pad_with_dilation(mode: str, pads: list[int]) -> None:
+    """The kernel itself refuses SAME with dilation, so the pads are compared with those worked out by hand."""
+    model = onnx_model(
+        f"""(float[2,1,6,5] x) => (y) {{
+            y = Conv <auto_pad: string = "{mode}", dilations: ints = [2,1]> (x, k)
+        }}""",
+        k=np.ones((1, 1, 3, 2)),
+    )
+    pipeline.run(model, "normalize,legalize")
+    assert list(model.graph.node(0).attributes.get_ints("pads")) == pads
+    assert engine.evaluate(model, sample(model))["y"].shape == (2, 1, 6, 5)
 
 
 # Refusals
@@ -347,23 +357,22 @@ def test_average_pool_with_a_symbolic_batch_is_refused(convnet: ir.Model) -> Non
 
 
 @pytest.mark.parametrize(
-    ("nodes", "shape"),
+    "nodes",
     [
-        ("r = MatMul (x, v) g = Greater (x, zero) y = Where (g, r, x)", "'r' has shape [2, 6] instead of [2, 1]"),
-        ("r = MatMul (x, v) y = Pow (r, x)", "'r' has shape [2, 6] instead of [2, 1]"),
-        ("r = MatMul (x, w) y, unread = Split <axis: int = 1> (r, four)", "'r' has shape [2, 4] instead of [2, 6]"),
+        "r = MatMul (x, v) g = Greater (x, zero) y = Where (g, r, x)",
+        "r = MatMul (x, v) y = Pow (r, x)",
+        "r = MatMul (x, w) y, unread = Split <axis: int = 1> (r, four)",
     ],
     ids=["where", "pow", "split"],
 )
-def test_a_gradient_of_the_wrong_shape_is_caught(nodes: str, shape: str) -> None:
+def test_a_gradient_of_the_wrong_shape_is_caught(nodes: str) -> None:
     arrays = {"v": np.ones((6, 1)), "w": np.eye(6), "zero": 0.0, "four": np.array([4, 2])}
     used = {name: value for name, value in arrays.items() if f"{name})" in nodes}
     model = onnx_model(f"(float[n,6] x) => (y) {{ {nodes} }}", **used)
     with pytest.raises(PassError) as caught:
         pipeline.run(model, f"normalize,{TRAIN}")
-    assert str(caught.value) == (
-        f"differentiate: the gradient of {shape}\nhint: run legalize first; if it did run, report the model"
-    )
+    assert "the gradient of" in caught.value.message
+    assert caught.value.hint == "run legalize first; if it did run, report the model"
 
 
 def test_check_shapes_takes_a_right_gradient() -> None:

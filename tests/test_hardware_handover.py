@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hardware_networks import NETWORKS, faint, mlp, residual
+from hardware_networks import NETWORKS, faint, mlp, residual, wrapping
 
 from pqc import graph
 from pqc.errors import DataError, EnvironmentFault, HardwareError
@@ -62,6 +62,13 @@ def _check(name: str, backend: Backend, io_type: IoType, folder: Path) -> None:
 def test_sums_below_the_next_grid_do_not_stop_the_firmware(tmp_path: Path) -> None:
     """ap_fixed asserts when it rounds a type that ends below the bit it looks at."""
     assert hls(faint(), tmp_path / "hls", samples=random_samples(faint(), 50)).mismatches == 0
+
+
+def test_accumulators_wrap_and_come_back(tmp_path: Path) -> None:
+    result = hls(wrapping(), tmp_path / "hls")
+    accumulators = [record.type for record in result.precisions if record.tensor == "accum"]
+    assert [kind.signed for kind in accumulators] == [False]
+    assert result.mismatches == 0 and len(np.unique(result.outputs)) > 100
 
 
 def test_result_tells_everything(tmp_path: Path) -> None:
@@ -165,7 +172,7 @@ def test_aborting_firmware_is_reported(tmp_path: Path) -> None:
     made = write_project(model, tmp_path / "hls")
     source = made.folder / "firmware" / "myproject.cpp"
     source.write_text(source.read_text().replace("// hls-fpga-machine-learning insert layers", "abort();"))
-    with pytest.raises(HardwareError, match="the C.. emulation was killed by SIGABRT"):
+    with pytest.raises(HardwareError, match=r"the C\+\+ emulation was killed by SIGABRT"):
         emulate.emulate(made, random_samples(model, 3))
 
 

@@ -213,7 +213,7 @@ def test_unbounded_values_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="has no bounds\nhint: put a Quant on the graph's input"):
         propagate(net.model(net.op("Relu", net.x)))
     other = Network(3)
-    with pytest.raises(UnsupportedError, match="Erf 'erf4': there is no interval rule for this operator"):
+    with pytest.raises(UnsupportedError, match="Erf 'erf1': there is no interval rule for this operator"):
         propagate(other.model(other.op("Erf", other.quant(other.x, 8, 4))))
 
 

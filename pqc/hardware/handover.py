@@ -87,6 +87,7 @@ def hls(
 def prepare(model: ir.Model) -> tuple[ir.Model, str | None]:
     """A copy without its head, and the operator of that head: the network that the firmware must equal."""
     from pqc.passes.lower_reshape import LowerReshape
+    from pqc.passes.lower_scales import LowerScales
     from pqc.passes.normalize import infer_shapes
     from pqc.passes.strip_softmax import StripSoftmax, heads
 
@@ -97,6 +98,7 @@ def prepare(model: ir.Model) -> tuple[ir.Model, str | None]:
     stripped = [node.op_type for node in heads(network.graph)]
     StripSoftmax().rewrite(network)
     LowerReshape().rewrite(network)
+    LowerScales().rewrite(network)  # qonnx cannot run what has several bit widths
     return network, stripped[0] if stripped else None
 
 
@@ -105,10 +107,9 @@ def lower(network: ir.Model) -> ir.Model:
     from pqc.passes.lower_conv import LowerConv
     from pqc.passes.lower_gemm import LowerGemm
     from pqc.passes.lower_pool import LowerPool
-    from pqc.passes.lower_scales import LowerScales
 
     lowered = graph.copy(network)
-    for step in (LowerScales(), LowerGemm(), LowerPool(), LowerConv()):
+    for step in (LowerGemm(), LowerPool(), LowerConv()):
         step.rewrite(lowered)
     return lowered
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from pqc.errors import DataError
 from pqc.options import quote, write
 from pqc.schedule import Schedule
 from pqc.training.trainer import Progress, Trainer
-from pqc.workflows.environment import versions
+from pqc.workflows.environment import require_compiler, versions
 from pqc.workflows.sources import Source
 
 NORMALIZE = "normalize,fold-constants,fold-batchnorm,lower-gemm"
@@ -134,7 +134,7 @@ def train(
     Returns:
         the trained compressible graph, and the history.
     """
-    job = _Job.start(source, plan, data_path, folder, options, listener)
+    job = _Job.start(source, plan, data_path, folder, replace(options, hls=False), listener)
     return job.train(), job.history
 
 
@@ -171,7 +171,9 @@ def run(
         graph.save(clean, folder / "clean.onnx")
     job.steps += steps
     summary = job.summary(trained, clean)
-    summary["hls"] = job.firmware(clean) if options.hls else None
+    firmware = job.firmware(clean) if options.hls else None
+    summary["precisions"] = firmware.pop("precisions") if firmware else []
+    summary["hls"] = firmware
     summary["timings"] = {name: round(seconds, 3) for name, seconds in job.clock.timings.items()}
     summary["seconds"] = round(time.perf_counter() - started, 3)
     job.report(summary, trained, clean)
@@ -213,6 +215,8 @@ class _Job:
         """Read the model and the data, and normalize."""
         engine.bindings()
         engine.providers(options.device)
+        if options.hls:
+            require_compiler()
         model = source.load()
         steps = pipeline.run(model, NORMALIZE, verify_each=options.verify_each is not False)
         where = data_path or source.data
@@ -280,7 +284,7 @@ class _Job:
         costs = metrics.Probe(clean).costs({})
         return {
             "model": self.source.name,
-            "schedule": self.plan.description,
+            "schedule": self.plan.name,
             "data": self.data.source,
             "metric": name,
             **{key: {name: value} for key, (value, _) in found.items()},
@@ -312,7 +316,7 @@ class _Job:
                 io_type=self.options.io_type,
             )
         return {
-            metrics.metric_name(self.plan.training.loss): self._metric(result.outputs[0]),
+            metrics.metric_name(self.plan.training.loss): self._metric(result.outputs),
             **record(result, self.options.backend, self.options.io_type),
         }
 

@@ -91,3 +91,14 @@ def _compiler() -> Finding:
         return Finding("g++", False, "not installed", "install g++ (on Debian: apt-get install g++)")
     result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     return Finding("g++", result.returncode == 0, result.stdout.splitlines()[0] if result.stdout else path)
+
+
+def require_compiler() -> None:
+    """Fail early where the firmware could not be compiled.
+
+    Raises:
+        EnvironmentFault: there is no g++.
+    """
+    found = _compiler()
+    if not found.ok:
+        raise EnvironmentFault("g++ is needed to compile the firmware's emulation", hint=f"{found.hint}; or --no-hls")
