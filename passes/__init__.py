@@ -25,7 +25,6 @@ from pqc.passes.lower_scales import LowerScales
 from pqc.passes.normalize import Normalize
 from pqc.passes.strip_softmax import StripSoftmax
 from pqc.passes.strip_training import StripTraining
-
 from pqc.rewriting import Pass
 
 TABLE: dict[str, type[Pass]] = {

@@ -5,13 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from pqc.passes.differentiate import SUFFIX
-from pqc.passes.expose_parameters import THETA
 
 from pqc import graph, library
 from pqc.errors import PassError
 from pqc.functions.optimizers import OPTIMIZERS, Optimizer
 from pqc.options import nearest
+from pqc.passes.differentiate import SUFFIX
+from pqc.passes.expose_parameters import THETA
 from pqc.rewriting import Pass
 
 RATE, LEARNING_RATE, NEXT = "rate", "learning_rate", ".next"

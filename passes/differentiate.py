@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
-from pqc.passes.attach_loss import LOSS
-from pqc.passes.expose_parameters import THETA
 
 from pqc import engine, graph, library
 from pqc.errors import PassError, UnsupportedError
 from pqc.functions.operator import GRADIENT
+from pqc.passes.attach_loss import LOSS
+from pqc.passes.expose_parameters import THETA
 from pqc.rewriting import Pass
 from pqc.samples import sample
 

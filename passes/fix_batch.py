@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
-from pqc.passes.normalize import infer_shapes
 
+from pqc.passes.normalize import infer_shapes
 from pqc.rewriting import Pass
 
 

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from pqc.passes.normalize import infer_shapes
 
 from pqc import graph, layers
 from pqc.errors import UnsupportedError
+from pqc.passes.normalize import infer_shapes
 from pqc.rewriting import Pass, close, explain
 
 # Operators whose gradients by the engine (or by pqc) agree with finite differences.

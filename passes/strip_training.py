@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from pqc.passes.expose_parameters import LAYOUT, THETA, layout
 
 from pqc import graph, library
+from pqc.passes.expose_parameters import LAYOUT, THETA, layout
 from pqc.rewriting import Pass
 
 OUTPUTS = "pqc.outputs"

@@ -97,7 +97,12 @@ def quantizer(x: np.ndarray, kind: str) -> tuple[np.ndarray, Back]:
 
 
 def backpropagate(
-    parts: dict[str, np.ndarray], x: np.ndarray, target: np.ndarray, weights: str, activations: str, pruning_first: bool
+    parts: dict[str, np.ndarray],
+    x: np.ndarray,
+    target: np.ndarray,
+    weights: str,
+    activations: str,
+    pruning_first: bool,
 ) -> tuple[float, dict[str, np.ndarray]]:
     beta, start, decay = 2.5, float(np.float32(0.3)), float(np.float32(0.01))
     gradients: dict[str, np.ndarray] = {}
@@ -287,7 +292,11 @@ def test_gradient_after_legalize(name: str) -> None:
 
 @pytest.mark.parametrize("operator", ["Sum", "Mean", "Split"])
 def test_legalize_keeps_the_name_of_an_output(operator: str) -> None:
-    nodes = {"Sum": "y = Sum (h, x)", "Mean": "y = Mean (h, x)", "Split": "y, unread = Split <axis: int = 1> (h, four)"}
+    nodes = {
+        "Sum": "y = Sum (h, x)",
+        "Mean": "y = Mean (h, x)",
+        "Split": "y, unread = Split <axis: int = 1> (h, four)",
+    }
     used = {"four": OPERANDS["four"]} if operator == "Split" else {}
     model = onnx_model(f"(float[n,6] x) => (y) {{ h = MatMul (x, w) {nodes[operator]} }}", w=np.eye(6), **used)
     pipeline.run(model, "normalize,legalize")
@@ -295,9 +304,9 @@ def test_legalize_keeps_the_name_of_an_output(operator: str) -> None:
 
 
 IMAGES = {
-    "Conv": "p = Conv <auto_pad: string = \"{}\", strides: ints = [{}]> (h, k)",
-    "MaxPool": "p = MaxPool <auto_pad: string = \"{}\", strides: ints = [{}], kernel_shape: ints = [3,2]> (h)",
-    "AveragePool": "p = AveragePool <auto_pad: string = \"{}\", strides: ints = [{}], kernel_shape: ints = [3,2]> (h)",
+    "Conv": 'p = Conv <auto_pad: string = "{}", strides: ints = [{}]> (h, k)',
+    "MaxPool": 'p = MaxPool <auto_pad: string = "{}", strides: ints = [{}], kernel_shape: ints = [3,2]> (h)',
+    "AveragePool": 'p = AveragePool <auto_pad: string = "{}", strides: ints = [{}], kernel_shape: ints = [3,2]> (h)',
 }
 
 
@@ -409,7 +418,9 @@ UNSUPPORTED = {
 def test_legalize_refuses_an_operator_without_a_gradient(operator: str) -> None:
     arrays = {"one": np.array(1), "axis": np.array([1])}
     used = {name: value for name, value in arrays.items() if name in UNSUPPORTED[operator]}
-    model = onnx_model(f"(float[n,6] x) => (y) {{ h = MatMul (x, w) {UNSUPPORTED[operator]} y = Tanh (s) }}", w=np.eye(6), **used)
+    model = onnx_model(
+        f"(float[n,6] x) => (y) {{ h = MatMul (x, w) {UNSUPPORTED[operator]} y = Tanh (s) }}", w=np.eye(6), **used
+    )
     with pytest.raises(UnsupportedError) as caught:
         pipeline.run(model, "normalize,legalize")
     assert str(caught.value) == (
@@ -444,7 +455,9 @@ def test_differentiate_refuses_what_legalize_would_have(mlp: ir.Model) -> None:
 
 def test_a_weight_that_does_not_reach_the_loss_gets_a_gradient_of_zero() -> None:
     model = onnx_model(
-        "(float[n,2] x) => (float[n,2] y, float[n,2] z) { y = MatMul (x, w) z = MatMul (x, v) }", w=np.eye(2), v=np.eye(2)
+        "(float[n,2] x) => (float[n,2] y, float[n,2] z) { y = MatMul (x, w) z = MatMul (x, v) }",
+        w=np.eye(2),
+        v=np.eye(2),
     )
     session = differentiated(model, f"normalize,legalize,{TRAIN}")
     pieces = slices(model, session.run(sample(model, 4))["theta_grad"])

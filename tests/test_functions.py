@@ -43,7 +43,9 @@ def backward(operator: Operator, dy: object, *inputs: object, **attributes: obje
     """The gradient of the first input: the gradient's body on what the operator's `arguments` name."""
     assert operator.gradient is not None
     known = {"GO": [dy], "I": inputs, "O": run(operator.key, inputs, **attributes)}
-    arguments = [known[name][int(index)] for name, index in re.findall(r"(\w+)\((\d+)\)", ",".join(operator.arguments))]
+    arguments = [
+        known[name][int(index)] for name, index in re.findall(r"(\w+)\((\d+)\)", ",".join(operator.arguments))
+    ]
     return run((operator.gradient.opset.domain, operator.gradient.name), arguments, **attributes)[0]
 
 
@@ -114,7 +116,14 @@ def test_quant_equals_qonnx_bit_for_bit(
 def test_quant_takes_a_scale_per_channel(data: st.DataObject, mode: str, sign: tuple[int, int]) -> None:
     shape, lanes = data.draw(
         st.sampled_from(
-            [((6, 4), (4,)), ((6, 4), (6, 1)), ((3, 4, 5), (4, 1)), ((2, 3, 4, 4), (1, 3, 1, 1)), ((5,), (1,)), ((), ())]
+            [
+                ((6, 4), (4,)),
+                ((6, 4), (6, 1)),
+                ((3, 4, 5), (4, 1)),
+                ((2, 3, 4, 4), (1, 3, 1, 1)),
+                ((5,), (1,)),
+                ((), ()),
+            ]
         )
     )
     bits = data.draw(st.integers(1, 16))

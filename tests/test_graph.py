@@ -69,8 +69,7 @@ def test_load_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(GraphError) as caught:
         graph.load(tmp_path / "none.onnx")
     assert str(caught.value) == (
-        f"{tmp_path / 'none.onnx'}: no such model file\n"
-        "hint: give an .onnx file or a name from `pqc list models`"
+        f"{tmp_path / 'none.onnx'}: no such model file\nhint: give an .onnx file or a name from `pqc list models`"
     )
 
 
@@ -120,7 +119,9 @@ def test_load_refuses_external_data_outside_the_folder(where: str, tiny: onnx.Mo
 def test_load_refuses_external_data_of_a_constant_node_outside_the_folder(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "w.bin").write_bytes(WEIGHT.astype(np.float32).tobytes())
-    model = onnx_model("(float[n,2] x) => (float[n,2] y) { w = Constant <value = float[2,2] {1,2,3,4}> () y = MatMul (x, w) }")
+    model = onnx_model(
+        "(float[n,2] x) => (float[n,2] y) { w = Constant <value = float[2,2] {1,2,3,4}> () y = MatMul (x, w) }"
+    )
     proto = graph.to_proto(model)
     tensor = proto.graph.node[0].attribute[0].t
     tensor.ClearField("float_data")
@@ -233,9 +234,7 @@ def test_load_refuses_a_graph_that_reads_too_early(tiny: onnx.ModelProto, tmp_pa
 # Atomic writing
 
 
-def test_a_failing_write_leaves_the_old_file(
-    mlp: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_write_leaves_the_old_file(mlp: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(b"old")
 

@@ -70,7 +70,9 @@ class Writer:
         if bias:
             self.weight(f"{name}__bias", outputs)
         pad = (width - 1) // 2
-        options = f"group: int = {groups}, pads: ints = [{pad},{pad},{pad},{pad}], kernel_shape: ints = [{width},{width}]"
+        options = (
+            f"group: int = {groups}, pads: ints = [{pad},{pad},{pad},{pad}], kernel_shape: ints = [{width},{width}]"
+        )
         return self.node(f"Conv <{options}> ({value}, {weight}{bias})")
 
     def after(self, value: str, channels: int) -> str:
@@ -242,7 +244,9 @@ def test_strip_training_gives_back_the_compressible_graph(model: ir.Model, pruni
     assert all(np.array_equal(array, expected[name]) for name, array in initializers(model).items())
     for side in ("inputs", "outputs"):
         kept, wanted = (getattr(one.graph, side) for one in (model, compressible))
-        assert [(value.name, str(value.shape)) for value in kept] == [(value.name, str(value.shape)) for value in wanted]
+        assert [(value.name, str(value.shape)) for value in kept] == [
+            (value.name, str(value.shape)) for value in wanted
+        ]
     assert sorted((node.op_type, node.name) for node in model.graph) == sorted(
         (node.op_type, node.name) for node in compressible.graph
     )

@@ -121,7 +121,9 @@ def test_normalize_leaves_a_normal_graph_alone() -> None:
 
 
 def test_fold_constants() -> None:
-    before = "(float[3,2] x) => (float[6] y) { s = Shape (x) p = ReduceProd <keepdims: int = 1> (s) y = Reshape (x, p) }"
+    before = (
+        "(float[3,2] x) => (float[6] y) { s = Shape (x) p = ReduceProd <keepdims: int = 1> (s) y = Reshape (x, p) }"
+    )
     model = assert_becomes(before, "normalize,fold-constants", "(float[3,2] x) => (float[6] y)\ny = Reshape (x, p)")
     np.testing.assert_array_equal(initializers(model)["p"], [6])
 
@@ -131,12 +133,16 @@ def test_fold_constants_leaves_quant_and_large_results_alone() -> None:
     assert_left_alone(quantized, "fold-constants", p=BIAS, s=0.5, z=0.0, b=4.0)
     summed = "(float[n,2] x) => (float[n,2] y) { a = Add (p, q) y = Mul (x, a) }"
     assert_left_alone(summed, "fold-constants{limit=1}", p=BIAS, q=BIAS)
-    assert_becomes(summed, "fold-constants{limit=2}", "(float[n,2] x) => (float[n,2] y)\ny = Mul (x, a)", p=BIAS, q=BIAS)
+    assert_becomes(
+        summed, "fold-constants{limit=2}", "(float[n,2] x) => (float[n,2] y)\ny = Mul (x, a)", p=BIAS, q=BIAS
+    )
 
 
 # fold-batchnorm
 
-BEFORE_NORM = "(float[n,2] x) => (float[n,2] y) {{ {} b = BatchNormalization (h, gamma, beta, mean, var) y = Relu (b) }}"
+BEFORE_NORM = (
+    "(float[n,2] x) => (float[n,2] y) {{ {} b = BatchNormalization (h, gamma, beta, mean, var) y = Relu (b) }}"
+)
 
 
 def test_fold_batchnorm_into_matmul() -> None:
@@ -353,9 +359,7 @@ def test_insert_quant_on_outputs_keeps_their_names() -> None:
 
 
 def test_insert_quant_on_outputs_alone() -> None:
-    assert_becomes(
-        DENSE, "insert-quant{weights=none inputs=none outputs=1,2,3}", OUTPUT_QUANTIZED, fc__weight=W
-    )
+    assert_becomes(DENSE, "insert-quant{weights=none inputs=none outputs=1,2,3}", OUTPUT_QUANTIZED, fc__weight=W)
 
 
 def test_insert_quant_leaves_quantized_layers_alone() -> None:
@@ -739,7 +743,10 @@ def test_strip_training_leaves_a_plain_network_alone() -> None:
 # Refusals, as whole text
 
 REFUSALS = {
-    "insert-masks{method=sc}": (PassError, "no pruning method 'sc'; did you mean 'cs'?\nhint: see `pqc list methods`"),
+    "insert-masks{method=sc}": (
+        PassError,
+        "no pruning method 'sc'; did you mean 'cs'?\nhint: see `pqc list methods`",
+    ),
     "insert-masks{options=final_tmp=3}": (
         PassError,
         "method 'cs' has no option 'final_tmp'; did you mean 'final_temp'?\n"

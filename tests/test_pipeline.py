@@ -277,7 +277,9 @@ def test_the_pipeline_is_stored_in_the_model(mlp: ir.Model) -> None:
 def test_steps_say_what_each_pass_did(mlp: ir.Model) -> None:
     seen = []
     steps = pipeline.run(
-        mlp, "normalize,insert-quant{biases=none},insert-quant{biases=none}", after_change=lambda one, _: seen.append(one)
+        mlp,
+        "normalize,insert-quant{biases=none},insert-quant{biases=none}",
+        after_change=lambda one, _: seen.append(one),
     )
     assert [(step.text, step.changed) for step in steps[1:]] == [
         ("insert-quant{biases=none}", 4),

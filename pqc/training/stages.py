@@ -133,7 +133,8 @@ def step_pipeline(schedule: Schedule, batch: int) -> str:
     optimizer = schedule.training.optimizer
     options = {key: write(value) for key, value in optimizer.options.items()}
     extra = f" options={write(options)}" if options else ""
-    return f"lower-quant,batch-parameters,fix-batch{{size={batch}}},differentiate,attach-optimizer{{optimizer={optimizer.name}{extra}}}"
+    attach = f"attach-optimizer{{optimizer={optimizer.name}{extra}}}"
+    return f"lower-quant,batch-parameters,fix-batch{{size={batch}}},differentiate,{attach}"
 
 
 def _join(*texts: str) -> str:

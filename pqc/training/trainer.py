@@ -22,6 +22,8 @@ from pqc.training.stages import Stage, set_values, values_of
 from pqc.training.state import TrainingState
 
 CHECKPOINT = "checkpoint.npz"
+RUNAWAY = 1e6
+"""A weight or bias beyond this is lost: saturating quantizers would hide it from the loss."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class Trainer:
         stage.set_controls(controls)
         loss = self._steps(stage, segment)
         stage.unpack(state)
+        self._check_parameters(stage)
         validation = stage.evaluate(self.data.validation)
         costs = self.probe.costs(state.values)
         state.advance(epochs=epoch + 1, step=state.position.step + self._steps_per_epoch())
@@ -195,6 +198,16 @@ class Trainer:
         state.history.append(record)
         if self.progress is not None:
             self.progress.epoch(record, len(state.history), self.total_epochs())
+
+    def _check_parameters(self, stage: Stage) -> None:
+        for name, _, role in stage.layout:
+            largest = np.abs(self.state.values[name]).max()
+            if role in ("weight", "bias") and not largest <= RUNAWAY:
+                raise TrainingError(
+                    f"'{name}' has run away: its largest magnitude is {largest:.3g}",
+                    at=f"epoch {len(self.state.history) + 1} ({stage.name})",
+                    hint="lower training.learning_rate",
+                )
 
     def _steps_per_epoch(self) -> int:
         return len(self.target) // self.batch
