@@ -9,12 +9,12 @@ from pqc import graph, layers, library
 from pqc.errors import PassError, UnsupportedError
 from pqc.functions.losses import LOSSES
 from pqc.method import Method
+from pqc.names import LOSS, OUTPUTS, TARGET
 from pqc.options import nearest
 from pqc.rewriting import Pass
 
 # The head whose logits the loss wants: it has the same function inside, in a form that cannot overflow.
 HEADS = {"cross-entropy": "Softmax", "binary-cross-entropy": "Sigmoid"}
-TARGET, LOSS = "target", "loss"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class AttachLoss(Pass):
             return 0
         if self.loss not in LOSSES:
             raise PassError(f"no loss '{self.loss}'{nearest(self.loss, LOSSES)}", hint=f"losses: {', '.join(LOSSES)}")
-        model.metadata_props["pqc.outputs"] = ",".join(str(value.name) for value in main.outputs)
+        model.metadata_props[OUTPUTS] = ",".join(str(value.name) for value in main.outputs)
         prediction = logits(main.outputs[0], self.loss)
         terms = [self._task(main, prediction), *_penalties(main)]
         total = terms[0]

@@ -8,13 +8,9 @@ import onnx_ir as ir
 
 from pqc import graph, library
 from pqc.errors import PassError
-from pqc.functions.optimizers import OPTIMIZERS, Optimizer
-from pqc.options import nearest
-from pqc.passes.differentiate import SUFFIX
-from pqc.passes.expose_parameters import THETA
+from pqc.functions.optimizers import make_optimizer
+from pqc.names import GRADIENT_SUFFIX, LEARNING_RATE, NEXT, RATE, THETA
 from pqc.rewriting import Pass
-
-RATE, LEARNING_RATE, NEXT = "rate", "learning_rate", ".next"
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class AttachOptimizer(Pass):
         main = model.graph
         if any(value.name == THETA + NEXT for value in main.outputs):
             return 0
-        gradient = next((value for value in main.outputs if value.name == THETA + SUFFIX), None)
+        gradient = next((value for value in main.outputs if value.name == THETA + GRADIENT_SUFFIX), None)
         if gradient is None:
             raise PassError("there is no gradient", hint="run differentiate first")
         optimizer = make_optimizer(self.optimizer, self.options)
@@ -57,29 +53,6 @@ class AttachOptimizer(Pass):
         main.outputs[:] = [value for value in main.outputs if value is not gradient] + outputs
         library.link(model)
         return 1
-
-
-def make_optimizer(name: str, options: dict[str, str]) -> Optimizer:
-    """The optimizer `name` with its options, given as text.
-
-    Raises:
-        PassError: no such optimizer or option, or a value that is not a number.
-    """
-    if name not in OPTIMIZERS:
-        raise PassError(
-            f"no optimizer '{name}'{nearest(name, OPTIMIZERS)}", hint=f"optimizers: {', '.join(OPTIMIZERS)}"
-        )
-    kind = OPTIMIZERS[name]
-    for option in options:
-        if option not in kind.__dataclass_fields__:
-            raise PassError(
-                f"optimizer '{name}' has no option '{option}'{nearest(option, kind.__dataclass_fields__)}",
-                hint=f"it has: {', '.join(kind.__dataclass_fields__)}",
-            )
-    try:
-        return kind(**{option: float(value) for option, value in options.items()})
-    except ValueError as error:
-        raise PassError(f"optimizer '{name}': {error}", hint="its options are numbers") from error
 
 
 def _input(main: ir.Graph, name: str, default: np.ndarray) -> ir.Value:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from pqc import graph, layers
 from pqc.functions.fixed import FIXED_POINT
 from pqc.methods import TABLE as METHODS
-from pqc.passes.expose_parameters import THETA, layout
+from pqc.names import THETA, layout
 from pqc.rewriting import Pass, close
 
 ELEMENTWISE = {FIXED_POINT.key} | {method.mask.key for method in METHODS.values() if method.elementwise}

@@ -8,12 +8,9 @@ import onnx_ir as ir
 from pqc import engine, graph, library
 from pqc.errors import PassError, UnsupportedError
 from pqc.functions.operator import GRADIENT
-from pqc.passes.attach_loss import LOSS
-from pqc.passes.expose_parameters import THETA
+from pqc.names import GRADIENT_SUFFIX, LOSS, THETA
 from pqc.rewriting import Pass
 from pqc.samples import sample
-
-SUFFIX = "_grad"
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Differentiate(Pass):
     title: ClassVar[str] = "differentiate"
 
     def rewrite(self, model: ir.Model) -> int:
-        if any(value.name == THETA + SUFFIX for value in model.graph.outputs):
+        if any(value.name == THETA + GRADIENT_SUFFIX for value in model.graph.outputs):
             return 0
         loss = next((value for value in model.graph.outputs if value.name == LOSS), None)
         if loss is None or THETA not in model.graph.initializers:
@@ -83,14 +80,14 @@ def check_shapes(model: ir.Model) -> None:
     """
     trial = graph.copy(model)
     values = {value.name: value for value in graph.values(trial.graph)}
-    names = [name for name in values if name and f"{name}{SUFFIX}" in values]
-    kept = [value for name in names for value in (values[name], values[f"{name}{SUFFIX}"])]
+    names = [name for name in values if name and f"{name}{GRADIENT_SUFFIX}" in values]
+    kept = [value for name in names for value in (values[name], values[f"{name}{GRADIENT_SUFFIX}"])]
     trial.graph.outputs[:] = [value for value in kept if not value.is_graph_input()]
     arrays = {**sample(trial, 2)}
     arrays |= {name: graph.stored(values[name]) for name in names if values[name].is_initializer()}
     arrays |= engine.evaluate(trial, sample(trial, 2))
     for name in names:
-        found, expected = arrays[f"{name}{SUFFIX}"].shape, arrays[name].shape
+        found, expected = arrays[f"{name}{GRADIENT_SUFFIX}"].shape, arrays[name].shape
         if found != expected:
             raise PassError(
                 f"the gradient of '{name}' has shape {list(found)} instead of {list(expected)}",

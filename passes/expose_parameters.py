@@ -8,9 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, layers
+from pqc.names import LAYOUT, THETA
 from pqc.rewriting import Pass
-
-THETA, LAYOUT = "theta", "pqc.layout"
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,3 @@ def _replace(main: ir.Graph, values: list[ir.Value]) -> None:
         del main.initializers[name]
         output.name = name
     main.insert_before(main.node(0), nodes)
-
-
-def layout(model: ir.Model) -> list[tuple[str, tuple[int, ...], str]]:
-    """The name, shape and role of each slice of theta, in order."""
-    return [(name, tuple(shape), role) for name, shape, role in json.loads(model.metadata_props.get(LAYOUT, "[]"))]

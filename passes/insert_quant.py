@@ -11,21 +11,6 @@ from pqc import graph, layers, library
 from pqc.fixed_point import FixedPoint
 from pqc.rewriting import CHANGES, Pass, explain
 
-# What moves values without computing: a grid survives it, so the quantizer belongs before it.
-MOVES = frozenset(
-    {
-        "Flatten",
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Identity",
-        "MaxPool",
-        "Slice",
-        "Split",
-        "Concat",
-    }
-)
 # What needs its activations on a grid: hardware computes it exactly, or reads it from a table.
 READERS = frozenset({*layers.OUTPUT_AXIS, "Tanh", "Sigmoid", "AveragePool", "GlobalAveragePool"})
 JOINS = frozenset({"Add", "Sub", "Mul"})
@@ -113,7 +98,12 @@ def _activations(node: ir.Node) -> list[ir.Value]:
 def _origin(value: ir.Value) -> ir.Value:
     """Where the numbers of `value` were computed: before everything that only moves them."""
     producer = value.producer()
-    while producer is not None and not producer.domain and producer.op_type in MOVES and producer.op_type != "Concat":
+    while (
+        producer is not None
+        and not producer.domain
+        and producer.op_type in layers.MOVES
+        and producer.op_type != "Concat"
+    ):
         assert producer.inputs[0] is not None
         value = producer.inputs[0]
         producer = value.producer()

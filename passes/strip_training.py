@@ -7,10 +7,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, library
-from pqc.passes.expose_parameters import LAYOUT, THETA, layout
+from pqc.names import LAYOUT, OUTPUTS, TARGET, THETA, layout
 from pqc.rewriting import Pass
-
-OUTPUTS = "pqc.outputs"
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class StripTraining(Pass):
         main = model.graph
         changed = _restore_outputs(model) + _restore_parameters(model)
         changed += graph.remove_unused(main)
-        dead = [value for value in main.inputs if not value.uses() and value.name in _TRAINING_INPUTS]
+        dead = [value for value in main.inputs if not value.uses() and value.name == TARGET]
         dead += [value for value in main.inputs if value.name in main.initializers]
         for value in dead:
             main.inputs.remove(value)
@@ -37,9 +35,6 @@ class StripTraining(Pass):
         for key in (OUTPUTS, LAYOUT):
             changed += model.metadata_props.pop(key, None) is not None
         return changed
-
-
-_TRAINING_INPUTS = frozenset({"target"})
 
 
 def _restore_outputs(model: ir.Model) -> int:

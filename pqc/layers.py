@@ -15,6 +15,21 @@ from pqc.methods import TABLE as METHODS
 
 WEIGHT_INPUT = 1
 OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
+# What moves values without computing: a grid survives it, so a quantizer belongs before it.
+MOVES = frozenset(
+    {
+        "Flatten",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Identity",
+        "MaxPool",
+        "Slice",
+        "Split",
+        "Concat",
+    }
+)
 MASK_DOMAIN = "pqc.mask"
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import engine, graph, layers
-from pqc.passes.insert_quant import MOVES
 
 FLOAT_BITS = 32
 
@@ -175,7 +174,7 @@ def quantizer_bits(value: ir.Value | None, *, activation: bool = False) -> int:
         if layers.is_quant(node):
             grid = layers.grid(node)
             return FLOAT_BITS if grid is None else int(grid.bits.max())
-        passes_grid = layers.applies_mask(node) or (activation and node.op_type in MOVES)
+        passes_grid = layers.applies_mask(node) or (activation and node.op_type in layers.MOVES)
         if not passes_grid:
             return FLOAT_BITS
         value = node.inputs[0]

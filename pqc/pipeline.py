@@ -12,13 +12,13 @@ import onnx_ir as ir
 
 from pqc import engine, graph
 from pqc.errors import PassError, PipelineError, PqcError
+from pqc.names import PIPELINE
 from pqc.options import field_types, nearest, quote, read, spell, split_words, unquote, write
 from pqc.passes import TABLE
 from pqc.rewriting import Meaning, Pass
 from pqc.samples import batch_size, sample
 from pqc.verifier import verify
 
-HISTORY = "pqc.pipeline"
 VERIFY_BATCH = 16
 
 
@@ -169,9 +169,9 @@ def _apply(one: Pass, model: ir.Model, so_far: Sequence[Pass]) -> int:
 
 
 def _remember(model: ir.Model, passes: Sequence[Pass]) -> None:
-    earlier = model.metadata_props.get(HISTORY)
+    earlier = model.metadata_props.get(PIPELINE)
     text = unparse(passes)
-    model.metadata_props[HISTORY] = f"{earlier},{text}" if earlier else text
+    model.metadata_props[PIPELINE] = f"{earlier},{text}" if earlier else text
 
 
 def _measure(before: ir.Model, after: ir.Model, feeds: Mapping[str, np.ndarray], one: Pass) -> float | None:

@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike
-from pqc.passes.normalize import infer_shapes
 
 from pqc import graph, library
+from pqc.passes.normalize import infer_shapes
 
 
 class Network:

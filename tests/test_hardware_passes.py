@@ -7,15 +7,15 @@ import onnx_ir as ir
 import pytest
 from conftest import onnx_model
 from hardware_networks import Network
+
+from pqc import graph
+from pqc.hardware.compare import reference
 from pqc.passes.lower_conv import LowerConv
 from pqc.passes.lower_gemm import LowerGemm
 from pqc.passes.lower_pool import LowerPool
 from pqc.passes.lower_reshape import LowerReshape
 from pqc.passes.lower_scales import LowerScales
 from pqc.passes.strip_softmax import StripSoftmax
-
-from pqc import graph
-from pqc.hardware.compare import reference
 from pqc.rewriting import Pass
 
 RNG = np.random.default_rng(5)

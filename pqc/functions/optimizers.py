@@ -12,7 +12,9 @@ import numpy as np
 from onnxscript import FLOAT, script
 from onnxscript import opset21 as op
 
+from pqc.errors import PassError
 from pqc.functions.operator import OPTIMIZER, Operator
+from pqc.options import nearest
 
 
 @script(OPTIMIZER, default_opset=op)
@@ -141,3 +143,26 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adamw": AdamWOptimizer,
     "sgd": SGDOptimizer,
 }
+
+
+def make_optimizer(name: str, options: dict[str, str]) -> Optimizer:
+    """The optimizer `name` with its options, given as text.
+
+    Raises:
+        PassError: no such optimizer or option, or a value that is not a number.
+    """
+    if name not in OPTIMIZERS:
+        raise PassError(
+            f"no optimizer '{name}'{nearest(name, OPTIMIZERS)}", hint=f"optimizers: {', '.join(OPTIMIZERS)}"
+        )
+    kind = OPTIMIZERS[name]
+    for option in options:
+        if option not in kind.__dataclass_fields__:
+            raise PassError(
+                f"optimizer '{name}' has no option '{option}'{nearest(option, kind.__dataclass_fields__)}",
+                hint=f"it has: {', '.join(kind.__dataclass_fields__)}",
+            )
+    try:
+        return kind(**{option: float(value) for option, value in options.items()})
+    except ValueError as error:
+        raise PassError(f"optimizer '{name}': {error}", hint="its options are numbers") from error

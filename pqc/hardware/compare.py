@@ -13,8 +13,9 @@ from pqc import graph
 from pqc.errors import DataError
 from pqc.hardware.emulate import Progress, emulate
 from pqc.hardware.project import Project
-from pqc.hardware.quantizer import fixed_type, is_quant
+from pqc.hardware.quantizer import fixed_type
 from pqc.hardware.ranges import input_shape
+from pqc.layers import is_quant
 
 CHUNK = 1000
 SHOWN = 5
@@ -67,25 +68,18 @@ def compare(model: ir.Model, samples: np.ndarray, project: Project, progress: Pr
     if progress is not None:
         progress("run the quantized graph")
     wanted = reference(model, samples)
-    total, first, worst = 0, [], 0.0
-    for index, (a, b) in enumerate(zip(wanted, found, strict=True)):
-        scale = project.fractions[index]
-        expected, got = (np.ldexp(side.reshape(len(samples), -1).astype(np.float64), scale) for side in (a, b))
-        differs = ~(expected == got)
+    total, worst = 0, 0.0
+    first: list[Mismatch] = []
+    for index, (fraction, *sides) in enumerate(zip(project.fractions, wanted, found, strict=True)):
+        expected, got = (np.ldexp(side.reshape(len(samples), -1).astype(np.float64), fraction) for side in sides)
+        differs = ~(expected == got)  # NaN differs from everything
         total += int(differs.sum())
         worst = float(np.maximum(worst, np.abs(expected - got).max()))
-        for sample, element in np.argwhere(differs)[:SHOWN]:
-            first.append(
-                Mismatch(
-                    int(sample),
-                    index,
-                    int(element),
-                    float(expected[sample, element]),
-                    float(got[sample, element]),
-                )
-            )
+        for sample, element in np.argwhere(differs)[: SHOWN - len(first)].tolist():
+            pair = float(expected[sample, element]), float(got[sample, element])
+            first.append(Mismatch(sample, index, element, *pair))
     outputs = [b.reshape(a.shape).astype(np.float32) for a, b in zip(wanted, found, strict=True)]
-    return Comparison(len(samples), sum(a.size for a in wanted), total, worst, first[:SHOWN], outputs)
+    return Comparison(len(samples), sum(a.size for a in wanted), total, worst, first, outputs)
 
 
 def reference(model: ir.Model, samples: np.ndarray, chunk: int = CHUNK) -> list[np.ndarray]:

@@ -18,8 +18,8 @@ from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.hardware.intervals import Integers
 from pqc.hardware.precision import constant_through_quant
-from pqc.hardware.quantizer import is_quant
 from pqc.hardware.ranges import Ranges, input_shape, where
+from pqc.layers import is_quant
 
 CHANNELS_LAST = "qonnx.custom_op.channels_last"
 IMAGE_OPS = ("Conv", "MaxPool", "AveragePool")

@@ -9,15 +9,15 @@ import onnx_ir as ir
 
 from pqc.errors import UnsupportedError
 from pqc.hardware import rules
-from pqc.hardware.quantizer import is_quant
 from pqc.hardware.ranges import input_shape
 from pqc.hardware.rules import JOINS, POOLS
 from pqc.hardware.tables import REACH
+from pqc.layers import is_quant
 
 HINTS = {
     "Gemm": "run the pass lower-gemm",
-    "Softmax": "hls4ml's tables are off by more than an LSB; end the network at its logits",
-    "LogSoftmax": "hls4ml's tables are off by more than an LSB; end the network at its logits",
+    "Softmax": "end the network at its logits: run the pass strip-softmax before insert-quant",
+    "LogSoftmax": "end the network at its logits: run the pass strip-softmax before insert-quant",
     "BatchNormalization": "run the pass fold-batchnorm before training",
     "GlobalAveragePool": "run the pass lower-pool",
     "GlobalMaxPool": "run the pass lower-pool",

@@ -17,9 +17,10 @@ from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.hardware import ranges as walk
 from pqc.hardware.intervals import Interval
-from pqc.hardware.quantizer import FixedType, fixed_type, is_quant
+from pqc.hardware.quantizer import FixedType, fixed_type
 from pqc.hardware.ranges import Ranges, of
 from pqc.hardware.tables import REACH, check_table
+from pqc.layers import is_quant
 
 NO_BIAS = FixedType(1, 1, signed=False)
 

@@ -66,11 +66,6 @@ class FixedType:
 ROUNDING = {"ROUND": "RND_CONV", "FLOOR": "TRN"}
 
 
-def is_quant(node: ir.Node | None) -> bool:
-    """Whether `node` is a QONNX Quant."""
-    return node is not None and node.op_type == "Quant" and node.domain == graph.QONNX
-
-
 def parameter(node: ir.Node, index: int) -> np.ndarray | None:
     """The constant behind input `index` of a Quant (1 scale, 2 zero point, 3 bit width), or None."""
     return graph.constant(node.inputs[index]) if index < len(node.inputs) else None

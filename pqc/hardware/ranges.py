@@ -16,7 +16,8 @@ from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.hardware import intervals
 from pqc.hardware.intervals import Interval, TooWide
-from pqc.hardware.quantizer import fixed_type, is_quant
+from pqc.hardware.quantizer import fixed_type
+from pqc.layers import is_quant
 
 EXACT_FLOAT = 2**24
 FUNCTION_FRACTION = 30

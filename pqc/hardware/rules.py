@@ -10,9 +10,10 @@ import onnx_ir as ir
 
 from pqc import graph
 from pqc.hardware.precision import constant_through_quant, is_fused_bias, sole_user, takes_quant
-from pqc.hardware.quantizer import ROUNDING, fixed_type, is_quant, parameter, power_of_two
+from pqc.hardware.quantizer import ROUNDING, fixed_type, parameter, power_of_two
 from pqc.hardware.ranges import groups, integers
 from pqc.hardware.tables import REACH
+from pqc.layers import is_quant
 
 POOLS = ("MaxPool", "AveragePool")
 JOINS = ("Add", "Sub", "Mul")

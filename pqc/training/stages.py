@@ -10,10 +10,9 @@ import onnx_ir as ir
 
 from pqc import engine, graph, layers, metrics, pipeline
 from pqc.data import Split
+from pqc.functions.optimizers import make_optimizer
+from pqc.names import LOSS, TARGET, THETA, layout
 from pqc.options import write
-from pqc.passes.attach_loss import LOSS, TARGET
-from pqc.passes.attach_optimizer import make_optimizer
-from pqc.passes.expose_parameters import THETA, layout
 from pqc.schedule import Schedule
 from pqc.training.state import TrainingState
 from pqc.training.stepper import Stepper

@@ -9,9 +9,7 @@ import onnx_ir as ir
 
 from pqc import engine
 from pqc.functions.optimizers import Optimizer
-from pqc.passes.attach_loss import LOSS, TARGET
-from pqc.passes.attach_optimizer import LEARNING_RATE, NEXT, RATE
-from pqc.passes.expose_parameters import THETA
+from pqc.names import LEARNING_RATE, LOSS, NEXT, RATE, TARGET, THETA
 
 
 class Stepper:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from pqc import data, engine, graph, layers, metrics, pipeline
+from pqc import data, engine, graph, layers, metrics, names, pipeline
 from pqc.errors import DataError
 from pqc.rewriting import Pass
 from pqc.samples import batch_size, sample
@@ -68,7 +68,7 @@ def show(model: str | Path) -> dict[str, Any]:
         **({"unread": reason} if costs is None else {}),
         "keep_ratio": metrics.keep_ratio(costs) if costs else 1.0,
         "ebops": metrics.ebops(costs) if costs else 0,
-        "pipeline": loaded.metadata_props.get(pipeline.HISTORY, ""),
+        "pipeline": loaded.metadata_props.get(names.PIPELINE, ""),
     }
 
 
