@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 
 from pqc import graph, layers
 from pqc.errors import UnsupportedError
-from pqc.rewriting import Pass, explain
+from pqc.rewriting import Pass, close, explain
 
 KNOWN_DOMAINS = ("", "ai.onnx", graph.QONNX)
 
@@ -20,10 +20,11 @@ class Normalize(Pass):
 
     Any opset, Constant nodes, unnamed or doubly named nodes, Identity, unknown shapes → the newest opset that the
     engine takes, initializers, unique names, no Identity, inferred shapes.
-    Leaves what computes alone: no arithmetic changes.
+    Leaves what computes alone; a newer version of an operator may round its last bits differently.
     """
 
     title: ClassVar[str] = "normalize"
+    meaning: ClassVar = close(1e-6)
 
     def rewrite(self, model: ir.Model) -> int:
         before = _text(model)

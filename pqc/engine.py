@@ -81,9 +81,10 @@ class Session:
         model: the graph; bodies of pqc's operators are attached where it lacks them.
         device: `cpu` or `cuda`.
         threads: threads inside an operator; one is the fastest for small networks.
+        fuse: let the engine fuse operators, which is fast; without it every node is computed as it stands.
     """
 
-    def __init__(self, model: ir.Model, *, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(self, model: ir.Model, *, device: str = "cpu", threads: int = 1, fuse: bool = True) -> None:
         import onnxruntime as ort
 
         bindings()
@@ -93,6 +94,8 @@ class Session:
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        if not fuse:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self.session = ort.InferenceSession(
                 graph.to_proto(linked).SerializeToString(), options, providers=providers(device)
@@ -150,9 +153,9 @@ def device_value(array: np.ndarray, device: str) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
 
 
-def evaluate(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def evaluate(model: ir.Model, feeds: Mapping[str, np.ndarray], *, fuse: bool = True) -> dict[str, np.ndarray]:
     """Run `model` once."""
-    return Session(model).run(feeds)
+    return Session(model, fuse=fuse).run(feeds)
 
 
 def call(
