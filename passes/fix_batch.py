@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from pqc.passes.normalize import infer_shapes
 from pqc.rewriting import Pass
+from pqc.shapes import infer_shapes
 
 
 @dataclass(frozen=True)

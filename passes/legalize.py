@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from pqc import graph, layers
 from pqc.errors import UnsupportedError
-from pqc.passes.normalize import infer_shapes
 from pqc.rewriting import Pass, close, explain
+from pqc.shapes import infer_shapes
 
 # Operators whose gradients by the engine (or by pqc) agree with finite differences.
 TRAINABLE = frozenset(

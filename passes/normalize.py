@@ -10,6 +10,7 @@ from onnx_ir.passes import common
 from pqc import graph, layers
 from pqc.errors import UnsupportedError
 from pqc.rewriting import Pass, close, explain
+from pqc.shapes import infer_shapes
 
 KNOWN_DOMAINS = ("", "ai.onnx", graph.QONNX)
 
@@ -108,19 +109,6 @@ def _name(main: ir.Graph) -> None:
 
 def _shapes_known(main: ir.Graph) -> bool:
     return all(output.shape is not None and output.dtype is not None for node in main for output in node.outputs)
-
-
-def infer_shapes(model: ir.Model) -> None:
-    """Fill in shapes and types, through the bodies of pqc's functions too."""
-    proto = onnx.shape_inference.infer_shapes(graph.to_proto(model), data_prop=True)
-    known = {info.name: info for info in (*proto.graph.value_info, *proto.graph.output)}
-    for node in model.graph:
-        for output in node.outputs:
-            info = known.get(output.name or "")
-            if info is not None and info.type.tensor_type.elem_type:
-                output.dtype = ir.DataType(info.type.tensor_type.elem_type)
-                if info.type.tensor_type.HasField("shape"):
-                    output.shape = ir.serde.deserialize_type_proto_for_shape(info.type)
 
 
 def _text(model: ir.Model) -> bytes:

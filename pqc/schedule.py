@@ -217,7 +217,7 @@ def load(source: str | Path, settings: dict[str, str] | None = None) -> Schedule
             f"not YAML: {getattr(error, 'problem', error)}", at=place, hint="check indentation"
         ) from error
     if not isinstance(content, dict):
-        raise ScheduleError("a schedule is a mapping of sections", at=label, hint="see `pqc schedule show cs`")
+        raise ScheduleError("a schedule is a mapping of sections", at=label, hint="see docs/schedules.md")
     content.setdefault("name", Path(label).stem)
     for key, value in (settings or {}).items():
         _set(content, key, value)
@@ -272,7 +272,7 @@ def _schedule_error(error: ValidationError, label: str, node: Any, settings: dic
             hint=f"known keys here: {', '.join(known)}",
         )
     message = first["msg"].removeprefix("Value error, ")
-    return ScheduleError(f"'{key}': {message}", at=place, hint="see `pqc schedule show cs` for a full example")
+    return ScheduleError(f"'{key}': {message}", at=place, hint="see `list schedules`; docs/schedules.md has every key")
 
 
 def _line(node: Any, location: list[str]) -> int:

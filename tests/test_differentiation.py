@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
-import reference as ref
 from conftest import make_mlp, onnx_model, text_of
 
+import reference as ref
 from pqc import engine, graph, pipeline
-from pqc.errors import GraphError, PassError, UnsupportedError
+from pqc.errors import GraphError, PassError, PqcError, UnsupportedError
+from pqc.names import layout
 from pqc.passes.differentiate import check_shapes
-from pqc.passes.expose_parameters import layout
 from pqc.samples import sample
 
 TRAIN = "attach-loss{loss=mse},expose-parameters,differentiate"
@@ -462,3 +462,15 @@ def test_a_weight_that_does_not_reach_the_loss_gets_a_gradient_of_zero() -> None
     session = differentiated(model, f"normalize,legalize,{TRAIN}")
     pieces = slices(model, session.run(sample(model, 4))["theta_grad"])
     assert np.all(pieces["v"] == 0) and np.any(pieces["w"] != 0)
+
+
+@pytest.mark.parametrize("name", ["h_grad", "loss_grad", "theta", "target"])
+def test_a_tensor_with_a_name_that_training_uses(name: str) -> None:
+    """It is trained all the same, or refused in words of pqc's own."""
+    model = onnx_model(f"(float[n,2] x) => (y) {{ {name} = MatMul (x, w) y = Tanh ({name}) }}", w=np.eye(2))
+    try:
+        pipeline.run(model, "normalize,legalize")
+        assert_finite_differences(model, TRAIN)
+    except PqcError as error:
+        assert name in error.message
+        assert "defect" not in str(error)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import pytest
-import reference as ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -16,6 +15,7 @@ from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.custom_op.general.quant import quant as qonnx_quant
 
+import reference as ref
 from pqc import engine, library
 from pqc.functions.losses import LOSSES
 from pqc.functions.operator import Operator

@@ -594,6 +594,17 @@ def test_fold_quant_leaves_alone() -> None:
     assert_left_alone(two_readers, "fold-quant", w=W, s=0.5, z=0.0, b=4.0)
 
 
+@pytest.mark.parametrize("mode", ["ROUND", "FLOOR", "CEIL", "UP", "DOWN", "HALF_UP"])
+def test_fold_quant_is_exact_with_a_scale_that_is_no_power_of_two(mode: str) -> None:
+    node = QUANT.format(1).replace("ROUND", mode)
+    before = f"(float[n,40] x) => (float[n,40] y) {{ q = {node} (w, s, z, b) y = MatMul (x, q) }}"
+    model = onnx_model(before, w=np.random.default_rng(0).normal(0, 1, (40, 40)), s=0.1, z=0.0, b=6.0)
+    expected = engine.evaluate(model, {"x": np.eye(40, dtype=np.float32)})["y"]
+    assert TABLE["fold-quant"]().rewrite(model) == 1
+    np.testing.assert_array_equal(engine.evaluate(model, {"x": np.eye(40, dtype=np.float32)})["y"], expected)
+    assert TABLE["fold-quant"]().rewrite(model) == 0
+
+
 # Training
 
 
@@ -637,9 +648,8 @@ def test_expose_parameters() -> None:
         "insert-masks,expose-parameters",
         """
         (float[n,2] x, float beta, float[10] theta) => (float[n,2] y)
-        fc.weight.flat, fc.bias.flat, fc.weight.s.flat = Split <axis: int = 0> (theta, theta.sizes)
+        fc.weight.flat, fc.bias, fc.weight.s.flat = Split <axis: int = 0> (theta, theta.sizes)
         fc.weight = Reshape (fc.weight.flat, fc.weight.shape)
-        fc.bias = Reshape (fc.bias.flat, fc.bias.shape)
         fc.weight.s = Reshape (fc.weight.s.flat, fc.weight.s.shape)
         fc.weight.mask.out = pqc.mask.ContinuousSparsification (fc.weight.s, beta)
         fc.weight.masked = Mul (fc.weight, fc.weight.mask.out)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import reference as ref
 from numpy.typing import ArrayLike
 from qonnx.custom_op.general.quant import quant as qonnx_quant
+
+import reference as ref
 
 SEED = 20240
 ROUNDING_TO_QONNX = {

@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from pqc import graph, library
+from pqc import graph, library, pipeline
 from pqc.errors import DataError
 from pqc.hardware.compare import Comparison, compare, random_samples
 from pqc.hardware.emulate import Progress
 from pqc.hardware.precision import TypeRecord
 from pqc.hardware.project import Backend, IoType, write_project
 from pqc.hardware.ranges import input_shape
+from pqc.shapes import infer_shapes
+
+PREPARE = "strip-softmax,lower-reshape"
+LOWER = "lower-scales,lower-gemm,lower-pool,lower-conv"
 
 
 @dataclass(frozen=True)
@@ -86,31 +90,26 @@ def hls(
 
 def prepare(model: ir.Model) -> tuple[ir.Model, str | None]:
     """A copy without its head, and the operator of that head: the network that the firmware must equal."""
-    from pqc.passes.lower_reshape import LowerReshape
-    from pqc.passes.lower_scales import LowerScales
-    from pqc.passes.normalize import infer_shapes
-    from pqc.passes.strip_softmax import StripSoftmax, heads
-
     network = graph.copy(model)
     library.link(network)
     infer_shapes(network)
     network.functions.clear()
-    stripped = [node.op_type for node in heads(network.graph)]
-    StripSoftmax().rewrite(network)
-    LowerReshape().rewrite(network)
-    LowerScales().rewrite(network)  # qonnx cannot run what has several bit widths
+    before = _last_operators(network)
+    pipeline.run(network, PREPARE)
+    stripped = [old for old, new in zip(before, _last_operators(network), strict=True) if old != new]
     return network, stripped[0] if stripped else None
+
+
+def _last_operators(network: ir.Model) -> list[str]:
+    """The operator that each output comes from."""
+    producers = [value.producer() for value in network.graph.outputs]
+    return [producer.op_type if producer is not None else "" for producer in producers]
 
 
 def lower(network: ir.Model) -> ir.Model:
     """A copy in the operators that hls4ml computes exactly, as far as there are exact rewrites."""
-    from pqc.passes.lower_conv import LowerConv
-    from pqc.passes.lower_gemm import LowerGemm
-    from pqc.passes.lower_pool import LowerPool
-
     lowered = graph.copy(network)
-    for step in (LowerGemm(), LowerPool(), LowerConv()):
-        step.rewrite(lowered)
+    pipeline.run(lowered, LOWER)
     return lowered
 
 

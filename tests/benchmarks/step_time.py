@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def peer_step(batch: int) -> Callable[[np.ndarray], None]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     layers: list[torch.nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for i, (fan_in, fan_out) in enumerate(pairwise(WIDTHS)):
         layers += [torch.nn.Linear(fan_in, fan_out)] + ([torch.nn.ReLU()] if i < len(WIDTHS) - 2 else [])
     content = cs_config().get_dict()
     # The reference also rounds what enters each ReLU; pqc does not, so neither does it here.

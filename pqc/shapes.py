@@ -1,0 +1,21 @@
+"""Shapes and types of what a graph computes."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from pqc import graph
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Fill in shapes and types, through the bodies of pqc's functions too."""
+    proto = onnx.shape_inference.infer_shapes(graph.to_proto(model), data_prop=True)
+    known = {info.name: info for info in (*proto.graph.value_info, *proto.graph.output)}
+    for node in model.graph:
+        for output in node.outputs:
+            info = known.get(output.name or "")
+            if info is not None and info.type.tensor_type.elem_type:
+                output.dtype = ir.DataType(info.type.tensor_type.elem_type)
+                if info.type.tensor_type.HasField("shape"):
+                    output.shape = ir.serde.deserialize_type_proto_for_shape(info.type)
