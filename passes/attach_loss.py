@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -19,9 +19,10 @@ HEADS = {"cross-entropy": "Softmax", "binary-cross-entropy": "Sigmoid"}
 
 @dataclass(frozen=True)
 class AttachLoss(Pass):
-    """Add a loss on the first output, its target as an input, and the masks' penalties.
+    """Add a loss on the first output, and the masks' penalties.
 
-    y = f(x) → also loss = L(logits, target) + sum of penalties; cross entropy takes what enters a final softmax.
+    y = f(x) → also loss = L(logits, target) + sum of penalties, with the input target. Cross entropy takes what
+    enters a final softmax.
     Leaves the model's own outputs where they are, and a model that has a loss.
     """
 
@@ -58,16 +59,28 @@ class AttachLoss(Pass):
         target = ir.val(TARGET, kind, ir.Shape(shape.dims[:-1] if labels else shape.dims))
         main.inputs.append(target)
         domain, operator = LOSSES[self.loss].key
-        attributes = {name: float(value) for name, value in self.options.items()}
+        attributes = self._attributes(domain, operator)
         return _scalar(main, operator, [prediction, target], domain, "loss.task", attributes)
+
+    def _attributes(self, domain: str, operator: str) -> dict[str, object]:
+        known = [attribute.name for attribute in library.bodies()[domain, operator].attribute_proto]
+        for name in self.options:
+            if name not in known:
+                raise PassError(
+                    f"loss '{self.loss}' has no option '{name}'{nearest(name, known)}",
+                    hint=f"it has: {', '.join(known) or 'none'}",
+                )
+        try:
+            return {name: float(value) for name, value in self.options.items()}
+        except ValueError as error:
+            raise PassError(f"loss '{self.loss}': {error}", hint="its options are numbers") from error
 
 
 def logits(output: ir.Value, loss: str) -> ir.Value:
     """What the loss reads: the input of a head that the loss contains, else `output`."""
     node = output.producer()
     if node is not None and not node.domain and node.op_type == HEADS.get(loss):
-        assert node.inputs[0] is not None
-        return node.inputs[0]
+        return graph.operand(node, 0)
     return output
 
 
@@ -85,7 +98,8 @@ def _penalties(main: ir.Graph) -> list[ir.Value]:
 
 
 def _penalizes(method: type[Method], attributes: dict[str, object]) -> bool:
-    known = {name: value for name, value in attributes.items() if name in method.__dataclass_fields__}
+    names = {field.name for field in fields(method)}
+    known = {name: value for name, value in attributes.items() if name in names}
     return method(**known).penalizes()
 
 

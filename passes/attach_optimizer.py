@@ -15,7 +15,7 @@ from pqc.rewriting import Pass
 
 @dataclass(frozen=True)
 class AttachOptimizer(Pass):
-    """Append the optimizer's update of theta: one run of the graph is one training step.
+    """Append the update of theta: one run is one training step.
 
     theta_grad → theta.next and the optimizer's next moments; learning rate, rates by element and moments become
     inputs with defaults.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,7 +20,7 @@ ADDITIVE = {method.penalty.key for method in METHODS.values() if method.penalty 
 
 @dataclass(frozen=True)
 class BatchParameters(Pass):
-    """Do what is done to every parameter alike once, on all of them end to end.
+    """Apply to all parameters at once what each layer does to its own.
 
     W_i · mask(s_i) → FixedPoint for each layer i → the same on the slices of theta that hold all W and all s, cut
     into layers afterwards: the number of nodes does not grow with the number of layers.
@@ -49,7 +50,7 @@ class _Bundle:
 
     @property
     def sizes(self) -> list[int]:
-        return [int(np.prod([int(dim) for dim in lane.shape.dims])) for lane in self.lanes]  # type: ignore[union-attr]
+        return [math.prod(graph.dims(lane)) for lane in self.lanes]
 
 
 class _Batcher:
@@ -135,12 +136,12 @@ class _Batcher:
         for other in self.bundles:
             if len(other.lanes) == len(values) and all(a is b for a, b in zip(other.lanes, values, strict=True)):
                 return other.flat
-        arrays = [graph.constant(value) for value in values]
-        if any(array is None or array.size != 1 for array in arrays):
+        arrays = [array for value in values if (array := graph.constant(value)) is not None and array.size == 1]
+        if values[0] is None or len(arrays) < len(values):
             return None
-        numbers = np.array([float(np.asarray(array).reshape(())) for array in arrays], np.float32)
+        numbers = np.array([float(array.reshape(())) for array in arrays], np.float32)
         repeated = numbers[0] if (numbers == numbers[0]).all() else np.repeat(numbers, bundle.sizes)
-        return self._constant(f"{values[0].name}.all", np.asarray(repeated, np.float32))  # type: ignore[union-attr]
+        return self._constant(f"{values[0].name}.all", np.asarray(repeated, np.float32))
 
     def _share(self, total: ir.Value, nodes: list[ir.Node]) -> None:
         """Put the sum of all penalties where the first was, and zero where the others were."""
@@ -166,10 +167,11 @@ class _Batcher:
             sizes = self._constant(f"{bundle.flat.name}.sizes", np.array(bundle.sizes, np.int64))
             self._add("Split", [bundle.flat, sizes], pieces, f"{bundle.flat.name}.split", {"axis": 0})
         for lane, piece in zip(bundle.lanes, pieces, strict=True):
-            if len(lane.shape) == 1:
+            form = graph.dims(lane)
+            if len(form) == 1:
                 lane.replace_all_uses_with(piece)
                 continue
-            shape = self._constant(f"{lane.name}.form", np.array([int(dim) for dim in lane.shape.dims], np.int64))
+            shape = self._constant(f"{lane.name}.form", np.array(form, np.int64))
             output = ir.val(self.names.new(f"{lane.name}.cut"), ir.DataType.FLOAT, lane.shape)
             self._add("Reshape", [piece, shape], [output], f"{lane.name}.cut", {})
             lane.replace_all_uses_with(output)
@@ -194,8 +196,5 @@ def _key(node: ir.Node, index: int) -> Hashable:
     """What a node does to the input `index`, or None where that cannot be done to all layers at once."""
     attributes = tuple(sorted((name, str(attribute.value)) for name, attribute in node.attributes.items()))
     key = (node.domain, node.op_type)
-    if key in ELEMENTWISE or key in ADDITIVE:
-        return (*key, index, attributes)
-    if not node.domain and layers.applies_mask(node):
-        return ("", "Mul", index, attributes)
-    return None
+    batchable = key in ELEMENTWISE or key in ADDITIVE or (not node.domain and layers.applies_mask(node))
+    return (*key, index, attributes) if batchable else None

@@ -23,7 +23,7 @@ class BypassMasks(Pass):
     def rewrite(self, model: ir.Model) -> int:
         sites = list(layers.masks(model.graph))
         for site in sites:
-            site.product.outputs[0].replace_all_uses_with(site.product.inputs[0])
+            site.product.outputs[0].replace_all_uses_with(graph.operand(site.product, 0))
         if sites:
             graph.remove_unused(model.graph)
         return len(sites)

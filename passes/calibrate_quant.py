@@ -15,7 +15,7 @@ from pqc.samples import sample
 
 @dataclass(frozen=True)
 class CalibrateQuant(Pass):
-    """Choose the sign and the integer bits of every quantizer from the numbers it meets.
+    """Choose sign and integer bits of quantizers from the numbers they meet.
 
     Quant with (k, i, f) → Quant with the same number of magnitude bits, k = 1 where negative numbers occur, and
     i with the least squared error. `data` is an .npz of arrays by input name; without it inputs are random.
@@ -31,10 +31,11 @@ class CalibrateQuant(Pass):
     def rewrite(self, model: ir.Model) -> int:
         quants = [node for node in model.graph if layers.is_quant(node) and _kind(node) is not None]
         activations = [node for node in quants if graph.constant(node.inputs[0]) is None]
-        numbers = _activations(model, activations, self._feeds(model))
+        numbers = _activations(model, quants, self._feeds(model))
         changed = 0
         for node in quants:
-            array = numbers[node.inputs[0].name] if node in activations else graph.constant(node.inputs[0])
+            value = graph.operand(node, 0)
+            array = numbers[str(value.name)] if node in activations else graph.constant(value)
             changed += _set(node, fit(np.asarray(array), _width(node)))
         return changed
 
@@ -71,9 +72,9 @@ def _activations(model: ir.Model, quants: list[ir.Node], feeds: dict[str, np.nda
     values = []
     for node in list(floating.graph):
         if node.name in wanted:
-            node.outputs[0].replace_all_uses_with(node.inputs[0], True)
-            values.append(node.inputs[0])
-    fresh = [value for value in dict.fromkeys(values) if not value.is_graph_input()]
+            values.append(graph.operand(node, 0))
+            node.outputs[0].replace_all_uses_with(values[-1], True)
+    fresh = [value for value in dict.fromkeys(values) if value.producer() is not None]
     floating.graph.outputs[:] = fresh
     found = dict(feeds)
     return found | engine.evaluate(floating, feeds) if fresh else found
@@ -82,9 +83,8 @@ def _activations(model: ir.Model, quants: list[ir.Node], feeds: dict[str, np.nda
 def _set(node: ir.Node, kind: FixedPoint) -> bool:
     if kind == _kind(node):
         return False
-    _, scale, _, bits = node.inputs
-    graph.set_initializer(scale, np.asarray(kind.scale))
-    graph.set_initializer(bits, np.asarray(kind.bits, np.float32))
+    graph.set_initializer(graph.operand(node, 1), np.asarray(kind.scale))
+    graph.set_initializer(graph.operand(node, 3), np.asarray(kind.bits, np.float32))
     node.attributes["signed"] = ir.AttrInt64("signed", kind.k)
     explain(node, f"now ({kind})")
     return True

@@ -5,12 +5,15 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from pqc import engine, graph, library
-from pqc.errors import PassError, UnsupportedError
+from pqc import engine, graph, library, trainable
+from pqc.errors import GraphError, PassError, UnsupportedError
 from pqc.functions.operator import GRADIENT
 from pqc.names import GRADIENT_SUFFIX, LOSS, THETA
+from pqc.passes.legalize import slices
 from pqc.rewriting import Pass
 from pqc.samples import sample
+
+HINT = "run legalize first; if it did run, report the model"
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,13 @@ class Differentiate(Pass):
         loss = next((value for value in model.graph.outputs if value.name == LOSS), None)
         if loss is None or THETA not in model.graph.initializers:
             raise PassError("there is no loss or no theta", hint="run attach-loss,expose-parameters first")
-        check_trainable(model.graph)
         main = model.graph
         main.outputs[:] = [loss]
         graph.remove_unused(main)
+        for node in [node for node in main if node.op_type == "Split"]:
+            slices(main, node)
+        graph.remove_unused(main)
+        check_trainable(main)
         library.link(model, gradients=True)
         differentiated = graph.from_proto(engine.gradient_graph(graph.to_proto(model), LOSS, [THETA]))
         _inherit_attributes(differentiated.graph)
@@ -50,13 +56,18 @@ def check_trainable(main: ir.Graph) -> None:
     Raises:
         UnsupportedError: names the node.
     """
+    trainable.check(main, [main.initializers[THETA]])
     for node in main:
-        if node.op_type == "AveragePool" and not isinstance(node.inputs[0].shape[0], int):
+        if node.op_type == "AveragePool" and not _fixed_batch(graph.operand(node, 0)):
             raise UnsupportedError(
                 "the engine loses the gradient of AveragePool when the batch size is not a number",
                 at=f"node '{node.name}'",
                 hint="run fix-batch{size=…} before differentiate",
             )
+
+
+def _fixed_batch(value: ir.Value) -> bool:
+    return value.shape is not None and isinstance(value.shape[0], int)
 
 
 def _inherit_attributes(main: ir.Graph) -> None:
@@ -85,12 +96,15 @@ def check_shapes(model: ir.Model) -> None:
     trial.graph.outputs[:] = [value for value in kept if not value.is_graph_input()]
     arrays = {**sample(trial, 2)}
     arrays |= {name: graph.stored(values[name]) for name in names if values[name].is_initializer()}
-    arrays |= engine.evaluate(trial, sample(trial, 2))
+    try:
+        arrays |= engine.evaluate(trial, sample(trial, 2))
+    except GraphError as error:
+        raise PassError(f"the gradient of a tensor cannot be computed: {error.message}", hint=HINT) from error
     for name in names:
         found, expected = arrays[f"{name}{GRADIENT_SUFFIX}"].shape, arrays[name].shape
         if found != expected:
             raise PassError(
                 f"the gradient of '{name}' has shape {list(found)} instead of {list(expected)}",
                 at="differentiate",
-                hint="run legalize first; if it did run, report the model",
+                hint=HINT,
             )

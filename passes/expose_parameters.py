@@ -14,7 +14,7 @@ from pqc.rewriting import Pass
 
 @dataclass(frozen=True)
 class ExposeParameters(Pass):
-    """Gather everything trained in one flat vector, and turn controls into inputs.
+    """Gather what is trained in one flat vector; make controls inputs.
 
     Initializers W, b, s → slices of the input theta, which keeps their values as its default; controls likewise.
     Leaves constants that are not trained alone: quantizer parameters, frozen masks.
@@ -55,7 +55,7 @@ def _replace(main: ir.Graph, values: list[ir.Value]) -> None:
     ]
     nodes = [ir.node("Split", [theta, sizes], {"axis": 0}, name=names.new("theta.split"), outputs=pieces)]
     for value, array, piece in zip(values, arrays, pieces, strict=True):
-        name = value.name
+        name = str(value.name)
         output = piece
         if array.ndim != 1:
             shape = graph.add_initializer(main, names.new(f"{name}.shape"), np.array(array.shape, np.int64))

@@ -46,7 +46,7 @@ def _fold(main: ir.Graph, norm: ir.Node, by_output: dict[ir.Value, layers.Layer]
     bias = np.zeros_like(gain) if layer.bias is None else np.asarray(graph.constant(layer.bias), np.float64)
     graph.set_initializer(layer.weight, (weight * gain.reshape(shape)).astype(np.float32))
     _set_bias(main, layer, ((bias - mean) * gain + beta).astype(np.float32))
-    norm.outputs[0].replace_all_uses_with(norm.inputs[0] if layer.bias is not None else _end(layer), True)
+    graph.replace(norm.outputs[0], layer.output if layer.bias is not None else _end(layer))
     main.remove(norm, safe=True)
     explain(layer.node, f"took batch normalization '{norm.name}'")
     return True
@@ -59,6 +59,8 @@ def _obstacle(norm: ir.Node, layer: layers.Layer | None, constants: list[np.ndar
         return "its statistics are computed"
     if norm.attributes.get_int("training_mode", 0):
         return "it is in training mode"
+    if any(layer.node.attributes.get_float(factor, 1.0) != 1.0 for factor in ("alpha", "beta")):
+        return "the layer has factors of its own"
     if len(layer.output.uses()) != 1 or layer.output.is_graph_output():
         return "the layer's result has another reader"
     if layer.node.inputs[1] is not layer.weight or len(layer.weight.uses()) != 1:

@@ -24,7 +24,11 @@ class FoldConstants(Pass):
     limit: int = 1_000_000
 
     def rewrite(self, model: ir.Model) -> int:
-        before = len(model.graph)
-        fold_constants(model, onnx_shape_inference=False, input_size_limit=self.limit, output_size_limit=self.limit)
-        graph.remove_unused(model.graph)
-        return before - len(model.graph)
+        # On a copy: the folder also annotates graphs in which it folds nothing.
+        folded = graph.copy(model)
+        fold_constants(folded, onnx_shape_inference=False, input_size_limit=self.limit, output_size_limit=self.limit)
+        graph.remove_unused(folded.graph)
+        removed = len(model.graph) - len(folded.graph)
+        if removed:
+            model.graph = folded.graph
+        return removed

@@ -21,7 +21,9 @@ class FoldMasks(Pass):
     title: ClassVar[str] = "fold-masks"
 
     def rewrite(self, model: ir.Model) -> int:
-        products = [node for node in model.graph if layers.applies_mask(node) and node.inputs[1].is_initializer()]
+        products = [
+            node for node in model.graph if layers.applies_mask(node) and graph.operand(node, 1).is_initializer()
+        ]
         folded = sum(_fold(model.graph, node) for node in products)
         if folded:
             graph.remove_unused(model.graph)
@@ -37,7 +39,7 @@ def _fold(main: ir.Graph, product: ir.Node) -> bool:
     array = np.asarray(graph.constant(weight)) * mask
     if _readers(weight) == 1:
         graph.set_initializer(weight, array)
-        product.outputs[0].replace_all_uses_with(product.inputs[0])
+        product.outputs[0].replace_all_uses_with(graph.operand(product, 0))
         return True
     names = graph.Names(main)
     own = graph.add_initializer(main, names.new(f"{weight.name}.pruned"), array)
@@ -66,10 +68,10 @@ def _keeps_zero(value: ir.Value | None) -> bool:
 def _rebuild(main: ir.Graph, product: ir.Node, weight: ir.Value, own: ir.Value, names: graph.Names) -> None:
     """Give a shared weight's masked reader a copy of its own, with the same quantizers."""
     chain = []
-    value = product.inputs[0]
-    while value is not weight:
-        chain.append(value.producer())
-        value = value.producer().inputs[0]
+    last = graph.operand(product, 0).producer()
+    while last is not None:
+        chain.append(last)
+        last = graph.operand(last, 0).producer()
     for node in reversed(chain):
         quant = ir.node(
             node.op_type,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 import numpy as np
@@ -57,7 +57,7 @@ def make_method(name: str, options: dict[str, str]) -> Method:
     if name not in TABLE:
         raise PassError(f"no pruning method '{name}'{nearest(name, TABLE)}", hint="see `pqc list methods`")
     method = TABLE[name]
-    known = method.__dataclass_fields__
+    known = [one.name for one in fields(method)]
     for option in options:
         if option not in known:
             raise PassError(

@@ -13,6 +13,7 @@ from pqc.rewriting import CHANGES, Pass, explain
 
 # What needs its activations on a grid: hardware computes it exactly, or reads it from a table.
 READERS = frozenset({*layers.OUTPUT_AXIS, "Tanh", "Sigmoid", "AveragePool", "GlobalAveragePool"})
+HEADS = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 JOINS = frozenset({"Add", "Sub", "Mul"})
 
 
@@ -21,7 +22,8 @@ class InsertQuant(Pass):
     """Round weights, biases and layer inputs to fixed point.
 
     layer(x, W, b) → layer(Quant(x), Quant(W), Quant(b)), each type given as k,i,f. Tables (tanh, sigmoid), pools
-    and sums of two activations count as layers. `outputs` also rounds the model's results.
+    and sums of two activations count as layers. `outputs` also rounds the model's results, the logits where a
+    softmax or sigmoid ends it.
     Leaves layers that match `exclude`, and what has a quantizer already. The quantizer of an activation goes
     before operators that only move values, and one serves all readers.
     """
@@ -56,15 +58,13 @@ class InsertQuant(Pass):
             yield from _unquantized(layer.weight, self.weights, seen)
             if layer.bias is not None:
                 yield from _unquantized(layer.bias, self.biases, seen)
-        if self.inputs is None:
-            return
         for node in main:
-            if node not in excluded:
+            if node not in excluded and self.inputs is not None:
                 for value in _activations(node):
                     yield from _unquantized(_origin(value), self.inputs, seen)
         for value in main.outputs:
             if self.outputs is not None:
-                yield from _unquantized(value, self.outputs, seen)
+                yield from _unquantized(_before_head(value), self.outputs, seen)
 
 
 def _unquantized(
@@ -78,6 +78,12 @@ def _unquantized(
     yield value, kind
 
 
+def _before_head(value: ir.Value) -> ir.Value:
+    """The logits, where a softmax or sigmoid ends the model: those are what hardware gives out."""
+    head = value.producer()
+    return head.inputs[0] if head is not None and head.op_type in HEADS and head.inputs[0] is not None else value
+
+
 def _feeds_quant(node: ir.Node) -> bool:
     return any(layers.is_quant(reader) for reader in node.outputs[0].consumers())
 
@@ -85,6 +91,8 @@ def _feeds_quant(node: ir.Node) -> bool:
 def _activations(node: ir.Node) -> list[ir.Value]:
     """The inputs of `node` that must lie on a grid."""
     if node.domain:
+        return []
+    if node.op_type in HEADS and node.outputs[0].is_graph_output():
         return []
     if node.op_type in READERS:
         value = node.inputs[0]

@@ -65,7 +65,8 @@ def _with_dilation(node: ir.Node, weight: np.ndarray) -> np.ndarray:
         return weight
     sizes = [(size - 1) * step + 1 for size, step in zip(weight.shape[2:], steps, strict=True)]
     wide = np.zeros((*weight.shape[:2], *sizes), weight.dtype)
-    wide[(..., *(slice(None, None, step) for step in steps))] = weight
+    spread = tuple(slice(None, None, step) for step in (1, 1, *steps))
+    wide[spread] = weight
     return wide
 
 
@@ -86,7 +87,11 @@ def _own(node: ir.Node, weight: ir.Value) -> bool:
     values = [weight] if quant is None else [weight, quant.outputs[0]]
     parts = [] if quant is None else [graph.constant(part) for part in quant.inputs[1:]]
     direct = quant is None or (layers.is_quant(quant) and quant.inputs[0] is weight)
-    return direct and all(len(value.uses()) == 1 for value in values) and all(np.size(part) == 1 for part in parts)
+    return (
+        direct
+        and all(len(value.uses()) == 1 for value in values)
+        and all(part is not None and part.size == 1 for part in parts)
+    )
 
 
 def _store(node: ir.Node, weight: ir.Value, array: np.ndarray) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, layers
@@ -37,16 +36,14 @@ def _lower(main: ir.Graph, node: ir.Node, names: graph.Names) -> int:
         explain(node, f"left alone: {reason}")
         return 0
     if node.attributes.get_int("transB", 0):
-        _transpose(node.inputs[1])
+        _transpose(graph.operand(node, 1))
     output, bias = node.outputs[0], node.inputs[2] if len(node.inputs) > 2 else None
     made = [ir.node("MatMul", [node.inputs[0], node.inputs[1]], name=names.new(f"{node.name}.matmul"))]
     if bias is not None:
-        made[0].outputs[0].name = names.new(f"{output.name}.matmul")
-        made[0].outputs[0].shape, made[0].outputs[0].dtype = output.shape, output.dtype
-        made.append(ir.node("Add", [made[0].outputs[0], bias], name=names.new(f"{node.name}.add")))
-    last = made[-1].outputs[0]
-    last.shape, last.dtype = output.shape, output.dtype
-    ir.convenience.replace_nodes_and_values(main, node, [node], made, [output], [last])
+        product = made[0].outputs[0]
+        product.name, product.shape, product.type = names.new(f"{output.name}.matmul"), output.shape, output.type
+        made.append(ir.node("Add", [product, bias], name=names.new(f"{node.name}.add")))
+    ir.convenience.replace_nodes_and_values(main, node, [node], made, [output], [made[-1].outputs[0]])
     return 1
 
 
@@ -67,19 +64,18 @@ def _transposable(value: ir.Value | None) -> bool:
     producer = value.producer()
     if producer is None or not layers.is_quant(producer):
         return value.is_initializer() and graph.constant(value) is not None
-    scalars = all((array := graph.constant(part)) is not None and array.ndim < 2 for part in producer.inputs[1:])
-    return (
-        scalars
-        and all(np.size(graph.constant(part)) == 1 for part in producer.inputs[1:])
-        and _transposable(producer.inputs[0])
-    )
+    return all(_is_scalar(part) for part in producer.inputs[1:]) and _transposable(producer.inputs[0])
 
 
-def _transpose(value: ir.Value | None) -> None:
-    assert value is not None
+def _is_scalar(value: ir.Value | None) -> bool:
+    array = graph.constant(value)
+    return array is not None and array.ndim < 2 and array.size == 1
+
+
+def _transpose(value: ir.Value) -> None:
     producer = value.producer()
     if producer is not None:
-        _transpose(producer.inputs[0])
+        _transpose(graph.operand(producer, 0))
         value.shape = None if value.shape is None else ir.Shape(reversed(list(value.shape)))
         return
     array = graph.constant(value)

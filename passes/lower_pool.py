@@ -35,7 +35,6 @@ def _globally(main: ir.Graph, node: ir.Node) -> int:
         return 0
     attributes = {"kernel_shape": kernel, "strides": kernel, "pads": [0] * 2 * len(kernel)}
     pool = ir.node(GLOBAL[node.op_type], [source], attributes, name=node.name)
-    pool.outputs[0].shape, pool.outputs[0].dtype = output.shape, output.dtype
     ir.convenience.replace_nodes_and_values(main, node, [node], [pool], [output], [pool.outputs[0]])
     return 1
 

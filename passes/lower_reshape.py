@@ -34,7 +34,6 @@ def _lower(main: ir.Graph, node: ir.Node) -> int:
         return 0
     output = node.outputs[0]
     flatten = ir.node("Flatten", [node.inputs[0]], {"axis": 1}, name=node.name)
-    flatten.outputs[0].shape, flatten.outputs[0].dtype = output.shape, output.dtype
     ir.convenience.replace_nodes_and_values(main, node, [node], [flatten], [output], [flatten.outputs[0]])
     return 1
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -37,9 +38,9 @@ class Normalize(Pass):
         for library_pass in (
             common.RemoveInitializersFromInputsPass(),
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-            common.IdentityEliminationPass(),
         ):
             library_pass(model)
+        _drop_identities(model.graph)
         graph.remove_unused(model.graph)
         _name(model.graph)
         if not _shapes_known(model.graph):
@@ -88,6 +89,24 @@ def _convert(model: ir.Model) -> None:
     model.ir_version = graph.IR_VERSION
 
 
+def _drop_identities(main: ir.Graph) -> None:
+    """Identity and inference Dropout, but for one that gives an input or a constant out under a name of its own."""
+    for node in list(main):
+        idle = node.op_type == "Identity" or (node.op_type == "Dropout" and not _drops(node))
+        source = node.inputs[0] if node.inputs else None
+        if node.domain or not idle or source is None:
+            continue
+        if node.outputs[0].is_graph_output() and (source.producer() is None or source.is_graph_output()):
+            continue
+        graph.replace(node.outputs[0], source)
+
+
+def _drops(node: ir.Node) -> bool:
+    """Whether a Dropout is in training mode, or its mask is read."""
+    training = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else np.array(False)
+    return training is None or bool(training) or any(output.uses() for output in node.outputs[1:])
+
+
 def _spell_quant(node: ir.Node) -> None:
     """QONNX reads the rounding mode in any case; the function body in upper case only."""
     mode = str(node.attributes.get_string("rounding_mode", "ROUND")).upper()
@@ -112,4 +131,4 @@ def _shapes_known(main: ir.Graph) -> bool:
 
 
 def _text(model: ir.Model) -> bytes:
-    return graph.to_proto(model).SerializeToString(deterministic=True)
+    return bytes(graph.to_proto(model).SerializeToString(deterministic=True))

@@ -13,7 +13,7 @@ from pqc.rewriting import Pass
 
 @dataclass(frozen=True)
 class StripTraining(Pass):
-    """Remove the training parts: loss, target, gradients, optimizer, theta, function bodies.
+    """Remove loss, gradients, optimizer, theta and function bodies.
 
     A graph with a loss or a whole training step → the network with its own inputs, outputs and initializers.
     Leaves Quant nodes and learned masks; freeze-masks and fold-masks take those.
@@ -25,13 +25,11 @@ class StripTraining(Pass):
         main = model.graph
         changed = _restore_outputs(model) + _restore_parameters(model)
         changed += graph.remove_unused(main)
-        dead = [value for value in main.inputs if not value.uses() and value.name == TARGET]
-        dead += [value for value in main.inputs if value.name in main.initializers]
-        for value in dead:
+        spare = [value for value in main.inputs if value.const_value is not None]
+        spare += [value for value in main.inputs if value.name == TARGET and not value.uses()]
+        for value in spare:
             main.inputs.remove(value)
-            if not value.uses():
-                main.initializers.pop(value.name, None)
-        changed += len(dead) + library.unlink(model)
+        changed += len(spare) + library.unlink(model)
         for key in (OUTPUTS, LAYOUT):
             changed += model.metadata_props.pop(key, None) is not None
         return changed

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.text import Text
 
 from pqc import __version__
 from pqc.errors import PqcError, UsageError
+
+if TYPE_CHECKING:
+    from pqc.workflows.firmware import Backend, IoType
 
 ERRORS = Console(stderr=True, soft_wrap=True)
 OUTPUT = Console()
@@ -68,7 +71,9 @@ def _training_options(verb: Verb) -> Verb:
         click.option(
             "--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE", help="Override the schedule."
         ),
-        click.option("--resume", is_flag=True, help="Go on from the checkpoint in the output folder."),
+        click.option(
+            "--resume", is_flag=True, help="Go on from the checkpoint in the output folder, if there is one."
+        ),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
         click.option(
@@ -94,6 +99,7 @@ def _hls_options(verb: Verb) -> Verb:
 @click.pass_obj
 def run(
     flags: dict[str, Any],
+    /,
     model: str,
     schedule: str | None,
     data: Path | None,
@@ -130,6 +136,7 @@ def run(
 @click.pass_obj
 def train(
     flags: dict[str, Any],
+    /,
     model: str,
     schedule: str | None,
     data: Path | None,
@@ -182,7 +189,7 @@ def finalize(model: str, out: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def hls(
-    context: click.Context, model: str, out: Path, data: Path | None, backend: str, io_type: str, as_json: bool
+    context: click.Context, model: str, out: Path, data: Path | None, backend: Backend, io_type: IoType, as_json: bool
 ) -> None:
     """Write the hls4ml project of a clean MODEL, compile its emulation, compare bit for bit.
 

@@ -28,9 +28,10 @@ def bindings() -> ModuleType:
         EnvironmentFault: onnxruntime is missing, or another build lies in its folder.
     """
     try:
-        from onnxruntime.capi import _pybind_state as state
+        from onnxruntime.capi import _pybind_state
     except ImportError as error:
         raise EnvironmentFault("onnxruntime-training is not installed", hint=f"run: {REPAIR}") from error
+    state: ModuleType = _pybind_state
     if not hasattr(state, "GradientGraphBuilder"):
         raise EnvironmentFault(
             "onnxruntime is in place, but not its training build (another package has overwritten it)",
@@ -62,7 +63,7 @@ def gradient_graph(proto: onnx.ModelProto, loss: str, parameters: Sequence[str])
     except RuntimeError as error:
         raise UnsupportedError(
             f"the graph cannot be differentiated: {_reason(error)}",
-            hint="`pqc list operators` says what trains; `pqc opt --explain` shows what was rewritten",
+            hint="run legalize first: it rewrites or refuses what has no checked gradient",
         ) from error
 
 

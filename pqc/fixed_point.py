@@ -35,7 +35,8 @@ class FixedPoint:
     @property
     def scale(self) -> np.float32:
         """The value of the last bit, exactly."""
-        return np.float32(np.ldexp(1.0, -self.f))
+        last: np.float32 = np.float32(np.ldexp(1.0, -self.f))
+        return last
 
     @classmethod
     def parse(cls, text: str) -> FixedPoint:

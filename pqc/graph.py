@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx import external_data_helper
 
 from pqc import files
 from pqc.errors import GraphError, UnsupportedError
@@ -32,13 +33,13 @@ def load(path: str | Path) -> ir.Model:
     proto = _parse(path)
     _check_tensors(proto, path)
     _check_opset(proto, path)
+    onnx.load_external_data_for_model(proto, str(path.parent))
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
         raise GraphError(
             f"not a valid ONNX model: {_first_line(error)}", at=str(path), hint="export the model again"
         ) from error
-    onnx.load_external_data_for_model(proto, str(path.parent))
     return from_proto(proto)
 
 
@@ -102,7 +103,7 @@ def _check_opset(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_tensors(proto: onnx.ModelProto, path: Path) -> None:
-    for tensor in proto.graph.initializer:
+    for tensor in external_data_helper._get_all_tensors(proto):
         if any(dim < 0 for dim in tensor.dims):
             raise GraphError(
                 f"initializer '{tensor.name}' has a negative dimension", at=str(path), hint="export again"
@@ -111,6 +112,8 @@ def _check_tensors(proto: onnx.ModelProto, path: Path) -> None:
             _check_external(tensor, path)
         elif tensor.HasField("raw_data"):
             _check_size(tensor, len(tensor.raw_data), path)
+        else:
+            _check_count(tensor, path)
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
@@ -134,7 +137,7 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
         length = int(entries.get("length", file.stat().st_size - offset))
     except ValueError as error:
         raise GraphError(f"external data of '{tensor.name}' have a broken offset", at=str(path)) from error
-    if offset < 0 or offset + length > file.stat().st_size:
+    if min(offset, length) < 0 or offset + length > file.stat().st_size:
         raise GraphError(
             f"external data of '{tensor.name}' end beyond their file",
             at=str(path),
@@ -144,18 +147,41 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
 
 
 def _check_size(tensor: onnx.TensorProto, found: int, path: Path) -> None:
-    if tensor.data_type not in ir.DataType.__members__.values():
-        raise GraphError(f"initializer '{tensor.name}' has an unknown type {tensor.data_type}", at=str(path))
-    data_type = ir.DataType(tensor.data_type)
-    if data_type == ir.DataType.STRING:
+    kind = _kind(tensor, path)
+    if kind == ir.DataType.STRING:
         return
-    expected = math.ceil(math.prod(tensor.dims) * data_type.bitwidth / 8)
+    expected = math.ceil(math.prod(tensor.dims) * kind.bitwidth / 8)
     if found != expected:
         raise GraphError(
             f"initializer '{tensor.name}' of shape {list(tensor.dims)} needs {expected} bytes and has {found}",
             at=str(path),
             hint="the file is damaged; export it again",
         )
+
+
+def _check_count(tensor: onnx.TensorProto, path: Path) -> None:
+    """Typed fields: one entry a value, two for complex numbers; half-width types share their field."""
+    kind = _kind(tensor, path)
+    if kind in (ir.DataType.STRING, ir.DataType.COMPLEX64, ir.DataType.COMPLEX128) or kind.bitwidth < 8:
+        return
+    field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    found, expected = len(getattr(tensor, field)), math.prod(tensor.dims)
+    if found != expected:
+        raise GraphError(
+            f"initializer '{tensor.name}' of shape {list(tensor.dims)} needs {expected} values and has {found}",
+            at=str(path),
+            hint="the file is damaged; export it again",
+        )
+
+
+def _kind(tensor: onnx.TensorProto, path: Path) -> ir.DataType:
+    if tensor.data_type not in ir.DataType.__members__.values() or tensor.data_type == ir.DataType.UNDEFINED:
+        raise GraphError(
+            f"initializer '{tensor.name}' has an unknown type {tensor.data_type}",
+            at=str(path),
+            hint="the file is damaged; export it again",
+        )
+    return ir.DataType(tensor.data_type)
 
 
 def _first_line(error: Exception) -> str:
@@ -185,6 +211,34 @@ def values(graph: ir.Graph) -> Iterable[ir.Value]:
         yield from node.outputs
 
 
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """The input `index` of `node`.
+
+    Raises:
+        GraphError: the node leaves it out.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise GraphError(
+            f"{node.op_type} has no input {index}", at=f"node '{node.name}'", hint="export the model again"
+        )
+    return value
+
+
+def dims(value: ir.Value) -> tuple[int, ...]:
+    """The shape of `value`, all numbers.
+
+    Raises:
+        UnsupportedError: a dimension is not known.
+    """
+    known = [] if value.shape is None else [dim for dim in value.shape if isinstance(dim, int)]
+    if value.shape is None or len(known) < len(value.shape):
+        raise UnsupportedError(
+            f"the shape of '{value.name}' is not fixed: {value.shape}", hint="export the model with fixed sizes"
+        )
+    return tuple(known)
+
+
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The array of an initializer or of a Constant node, or None if `value` is computed."""
     if value is None:
@@ -211,6 +265,15 @@ def set_initializer(value: ir.Value, array: np.ndarray) -> None:
     """Replace the array of the initializer `value`."""
     value.const_value = ir.tensor(np.asarray(array, order="C"), name=value.name)
     value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Let the readers of `old` read `new`; an output of the graph keeps its name."""
+    was_output = old.is_graph_output()
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if was_output and new.producer() is not None:
+        name, old.name = old.name, f"{old.name}.replaced"
+        new.name = name
 
 
 def attribute(node: ir.Node, name: str, default: object = None) -> object:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import onnx_ir as ir
 
-from pqc.graph import QONNX, constant
+from pqc.graph import QONNX, constant, operand
 from pqc.method import Method
 from pqc.methods import TABLE as METHODS
 
@@ -54,9 +54,7 @@ class Layer:
     @property
     def data(self) -> ir.Value:
         """The activation that enters."""
-        value = self.node.inputs[0]
-        assert value is not None
-        return value
+        return operand(self.node, 0)
 
     @property
     def output(self) -> ir.Value:
@@ -73,7 +71,7 @@ class Layer:
     @property
     def output_axis(self) -> int:
         """The axis of the weight that counts outputs."""
-        if self.node.op_type == "Gemm" and self.node.attributes.get_int("transB", 0):
+        if self.node.op_type == "Gemm" and self.node.attributes.get_int("transB", 0) != 0:
             return 0
         return OUTPUT_AXIS[self.node.op_type]
 

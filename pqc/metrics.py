@@ -13,19 +13,26 @@ from pqc import engine, graph, layers
 FLOAT_BITS = 32
 
 
-def metric(loss: str, output: np.ndarray, target: np.ndarray) -> float:
+def metric(loss: str, output: np.ndarray, target: np.ndarray, threshold: float = 0.0) -> float:
     """Accuracy for classifiers, minus the mean squared error for regressions: larger is better.
 
     Args:
         loss: the loss that the model is trained with.
         output: [rows, ...] logits, probabilities or predictions.
         target: [rows, ...] class numbers, zeros and ones, or values.
+        threshold: where a binary decision flips; see `threshold`.
     """
     if loss == "cross-entropy":
         return float((output.argmax(axis=-1) == target).mean())
     if loss == "binary-cross-entropy":
-        return float(((output > 0) == (target > 0.5)).mean())
+        return float(((output > threshold) == (target > 0.5)).mean())
     return -float(np.square(output.astype(np.float64) - target).mean())
+
+
+def threshold(main: ir.Graph) -> float:
+    """Where a binary decision on the first output flips: at one half behind a sigmoid, at zero for logits."""
+    head = main.outputs[0].producer()
+    return 0.5 if head is not None and head.op_type == "Sigmoid" and not head.domain else 0.0
 
 
 def metric_name(loss: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import types
 import typing
@@ -13,8 +14,8 @@ from pqc.fixed_point import FixedPoint
 
 NONE = "none"
 
-_WORD = re.compile(r'(?:"[^"]*"|[^\s"])+')
-_SPECIAL = re.compile(r"[\s{}]")
+_WORD = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^\s"])+')
+_SPECIAL = re.compile(r'[\s{}"\\]')
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -50,7 +51,7 @@ def read(text: str, kind: object) -> object:
     if kind is FixedPoint:
         return FixedPoint.parse(text)
     if kind in (int, float, str):
-        return kind(text)  # type: ignore[operator]
+        return kind(text)
     raise ValueError(f"cannot be written as text: {kind}")
 
 
@@ -68,12 +69,12 @@ def split_words(text: str) -> list[tuple[int, str]]:
 
 def unquote(text: str) -> str:
     """`text` without the double quotes around it."""
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+    return str(json.loads(text)) if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def quote(text: str) -> str:
     """`text` in double quotes where a pipeline's own characters occur in it."""
-    return f'"{text}"' if _SPECIAL.search(text) else text
+    return json.dumps(text, ensure_ascii=False) if _SPECIAL.search(text) else text
 
 
 def write(value: object) -> str:

@@ -20,6 +20,7 @@ from pqc.samples import batch_size, sample
 from pqc.verifier import verify
 
 VERIFY_BATCH = 16
+DEFECT = "this is a defect of the pass; report it with the model"
 
 
 def parse(text: str) -> list[Pass]:
@@ -41,7 +42,7 @@ def _end_of_pass(text: str, start: int) -> int:
     depth, quoted = 0, False
     for position in range(start, len(text)):
         character = text[position]
-        quoted ^= character == '"'
+        quoted ^= character == '"' and text[position - 1] != "\\"
         if quoted:
             continue
         depth += (character == "{") - (character == "}")
@@ -63,7 +64,7 @@ def _parse_pass(text: str, start: int, end: int) -> Pass:
         what = f"no pass '{name}'{nearest(name, TABLE)}" if name else "a pass is missing"
         raise _error(text, at, what, hint="see `pqc list passes`")
     kind = TABLE[name]
-    if brace >= 0 and text[end - 1 : end].strip() != "}":
+    if brace >= 0 and not text[brace:end].rstrip().endswith("}"):
         raise _error(text, end - 1, "expected a closing brace or a comma")
     options = {} if brace < 0 else _parse_options(text, brace + 1, text.rindex("}", brace, end), kind)
     return kind(**options)
@@ -179,19 +180,29 @@ def _measure(before: ir.Model, after: ir.Model, feeds: Mapping[str, np.ndarray],
     batch = batch_size(after) or VERIFY_BATCH
     arrays = {**sample(before, batch), **sample(after, batch)}
     arrays |= {name: np.resize(array, (batch, *array.shape[1:])) for name, array in feeds.items() if name in arrays}
+    _expose(before, [str(value.name) for value in after.graph.outputs])
     old, new = (_evaluate(model, arrays) for model in (before, after))
     common = [name for name in old if name in new and old[name].shape == new[name].shape]
-    if not common:
+    if not common and one.meaning.kind == "changes":
         return None
+    if not common:
+        raise PassError(f"'{one.title}' declares {one.meaning} and keeps no output", hint=DEFECT)
     worst = max(_difference(old[name], new[name]) for name in common)
     meaning: Meaning = one.meaning
     allowed = {"exact": 0.0, "close": meaning.bound}.get(meaning.kind, float("inf"))
     if not worst <= allowed:
         raise PassError(
             f"'{one.title}' declares {meaning} and moved an output by {worst:.3g} of its largest magnitude",
-            hint="this is a defect of the pass; report it with the model",
+            hint=DEFECT,
         )
     return worst
+
+
+def _expose(model: ir.Model, names: Sequence[str]) -> None:
+    """Let inner values leave the graph that are outputs of another form of it."""
+    present = {value.name for value in model.graph.outputs}
+    inner = [output for node in model.graph for output in node.outputs if output.name in names]
+    model.graph.outputs.extend(value for value in inner if value.name not in present)
 
 
 def _evaluate(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,8 +24,8 @@ from pqc.options import nearest
 MAX_FILE_BYTES = 1_000_000
 
 
-def _known(table: object, what: str) -> BeforeValidator:
-    names = list(table)  # type: ignore[call-overload]
+def _known(table: Iterable[str], what: str) -> BeforeValidator:
+    names = list(table)
 
     def check(name: object) -> object:
         if name is not None and name not in names:
@@ -42,12 +44,12 @@ def _bits(value: object) -> object:
 
 
 def _curve(value: object) -> object:
+    if not isinstance(value, str | int | float):
+        raise ValueError("a curve is a number or text such as exp(1, 200)")
     try:
-        curves.parse(value)  # type: ignore[arg-type]
+        curves.parse(value)
     except PqcError as error:
         raise ValueError(f"{error.message}; {error.hint}") from error
-    except TypeError as error:
-        raise ValueError("a curve is a number or text such as exp(1, 200)") from error
     return value
 
 
@@ -75,7 +77,7 @@ class Pruning(Section):
 
     @model_validator(mode="after")
     def _options_exist(self) -> Pruning:
-        known = METHODS[self.method].__dataclass_fields__ if self.method else {}
+        known = [one.name for one in fields(METHODS[self.method])] if self.method else []
         for name in self.options:
             if name not in known:
                 raise ValueError(
@@ -104,7 +106,7 @@ class OptimizerSection(Section):
 
     @model_validator(mode="after")
     def _options_exist(self) -> OptimizerSection:
-        known = OPTIMIZERS[self.name].__dataclass_fields__
+        known = [one.name for one in fields(OPTIMIZERS[self.name])]
         for option in self.options:
             if option not in known:
                 raise ValueError(
@@ -272,7 +274,9 @@ def _schedule_error(error: ValidationError, label: str, node: Any, settings: dic
             hint=f"known keys here: {', '.join(known)}",
         )
     message = first["msg"].removeprefix("Value error, ")
-    return ScheduleError(f"'{key}': {message}", at=place, hint="see `list schedules`; docs/schedules.md has every key")
+    return ScheduleError(
+        f"'{key}': {message}", at=place, hint="see `list schedules`; docs/schedules.md has every key"
+    )
 
 
 def _line(node: Any, location: list[str]) -> int:

@@ -58,7 +58,9 @@ def test_the_summary_has_what_it_promises(demo: tuple[Path, dict[str, Any]]) -> 
     assert {"keep_ratio", "ebops", "layers", "seconds", "precisions", "passes", "versions", "seed"} <= summary.keys()
     layers = summary["layers"]
     assert [layer["name"] for layer in layers] == ["fc1", "fc2", "fc3", "fc4"]
-    assert sum(layer["nonzero"] for layer in layers) / sum(layer["weights"] for layer in layers) == summary["keep_ratio"]
+    assert (
+        sum(layer["nonzero"] for layer in layers) / sum(layer["weights"] for layer in layers) == summary["keep_ratio"]
+    )
     assert sum(layer["ebops"] for layer in layers) == summary["ebops"]
     assert all(step["difference"] is not None for step in summary["passes"] if step["text"].startswith("fold-m"))
 

@@ -182,12 +182,15 @@ def prepare(model: ir.Model, passes: str) -> None:
 
 
 def outputs(model: ir.Model) -> dict[str, np.ndarray]:
-    """What the model computes for samples; an input has the same values whatever the model."""
+    """What the model computes for samples; an input has the same values whatever the model.
+
+    Unfused: which operators the engine fuses depends on the graph's form, and fusing moves the last bits.
+    """
     feeds = {}
     for name, array in sample(model, BATCH).items():
         random = np.random.default_rng(sum(map(ord, name)))
         feeds[name] = random.normal(0, 1.5, array.shape).astype(np.float32) if array.dtype == np.float32 else array
-    return engine.evaluate(model, feeds)
+    return engine.evaluate(model, feeds, fuse=False)
 
 
 def difference(old: np.ndarray, new: np.ndarray) -> float:
@@ -233,7 +236,7 @@ kinds = st.builds(FixedPoint, st.sampled_from([0, 1]), st.integers(0, 4), st.int
 
 
 @given(networks, kinds, kinds, st.sampled_from(ROUNDING_MODES))
-@settings(max_examples=8, phases=FIND)
+@settings(max_examples=5, phases=FIND)
 def test_quant_passes_keep_the_laws_with_any_type(
     model: ir.Model, weights: FixedPoint, inputs: FixedPoint, mode: str
 ) -> None:
@@ -267,7 +270,7 @@ def test_strip_training_gives_back_the_compressible_graph(model: ir.Model, pruni
 
 # Text
 
-words = st.text("abcXYZ019_.*/-", min_size=1, max_size=8)
+words = st.text("abcXYZ019_.*/- {}é", min_size=1, max_size=8)
 
 
 def values(kind: object) -> st.SearchStrategy[object]:
@@ -305,7 +308,9 @@ def test_pipeline_text_round_trips(chosen: list[Pass]) -> None:
     assert pipeline.unparse(pipeline.parse(text)) == text
 
 
-@pytest.mark.parametrize("path", ["my data.npz", "a,b.npz", "{x}.npz", "x}.npz", "größe.npz"])
+@pytest.mark.parametrize(
+    "path", ["my data.npz", "a,b.npz", "{x}.npz", "x}.npz", "größe.npz", 'a"b.npz', "a\\b.npz", "none", "x=y"]
+)
 def test_pipeline_text_round_trips_with_any_file_name(path: str) -> None:
     chosen = [CalibrateQuant(data=path)]
     assert pipeline.parse(pipeline.unparse(chosen)) == chosen

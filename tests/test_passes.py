@@ -600,7 +600,8 @@ def test_fold_quant_is_exact_with_a_scale_that_is_no_power_of_two(mode: str) -> 
     before = f"(float[n,40] x) => (float[n,40] y) {{ q = {node} (w, s, z, b) y = MatMul (x, q) }}"
     model = onnx_model(before, w=np.random.default_rng(0).normal(0, 1, (40, 40)), s=0.1, z=0.0, b=6.0)
     expected = engine.evaluate(model, {"x": np.eye(40, dtype=np.float32)})["y"]
-    assert TABLE["fold-quant"]().rewrite(model) == 1
+    # Where rounding twice is not rounding once, the weight stays as it is.
+    assert TABLE["fold-quant"]().rewrite(model) == (0 if mode in ("FLOOR", "CEIL", "UP") else 1)
     np.testing.assert_array_equal(engine.evaluate(model, {"x": np.eye(40, dtype=np.float32)})["y"], expected)
     assert TABLE["fold-quant"]().rewrite(model) == 0
 
@@ -609,16 +610,16 @@ def test_fold_quant_is_exact_with_a_scale_that_is_no_power_of_two(mode: str) -> 
 
 
 def test_attach_loss_takes_the_logits_of_a_softmax() -> None:
-    model = assert_becomes(
-        "(float[n,2] x) => (float[n,2] y) { h = MatMul (x, fc__weight) y = Softmax (h) }",
-        "normalize,attach-loss",
-        """
-        (float[n,2] x, int64[n] target) => (float[n,2] y, float loss)
-        h = MatMul (x, fc.weight)
-        y = Softmax (h)
-        loss, loss.task.log_p = pqc.loss.CrossEntropy (h, target)""",
-        fc__weight=W,
-    )
+    before = "(float[n,2] x) => (float[n,2] y) { h = MatMul (x, fc__weight) y = Softmax (h) }"
+    model = after(before, "normalize,attach-loss", fc__weight=W)
+    *network, loss = text_of(model).splitlines()
+    assert network == [
+        "(float[n,2] x, int64[n] target) => (float[n,2] y, float loss)",
+        "h = MatMul (x, fc.weight)",
+        "y = Softmax (h)",
+    ]
+    # What else the loss gives out is between it and its gradient.
+    assert re.fullmatch(r"loss(, loss\.task\.\w+)* = pqc\.loss\.CrossEntropy \(h, target\)", loss)
     assert model.metadata_props["pqc.outputs"] == "y"
 
 

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import numpy as np
 from onnxscript import FLOAT, script
@@ -14,7 +14,7 @@ from onnxscript import opset21 as op
 
 from pqc.errors import PassError
 from pqc.functions.operator import OPTIMIZER, Operator
-from pqc.options import nearest
+from pqc.options import field_types, nearest, read
 
 
 @script(OPTIMIZER, default_opset=op)
@@ -156,13 +156,21 @@ def make_optimizer(name: str, options: dict[str, str]) -> Optimizer:
             f"no optimizer '{name}'{nearest(name, OPTIMIZERS)}", hint=f"optimizers: {', '.join(OPTIMIZERS)}"
         )
     kind = OPTIMIZERS[name]
+    known = [one.name for one in fields(kind)]
     for option in options:
-        if option not in kind.__dataclass_fields__:
+        if option not in known:
             raise PassError(
-                f"optimizer '{name}' has no option '{option}'{nearest(option, kind.__dataclass_fields__)}",
-                hint=f"it has: {', '.join(kind.__dataclass_fields__)}",
+                f"optimizer '{name}' has no option '{option}'{nearest(option, known)}",
+                hint=f"it has: {', '.join(known)}",
             )
     try:
-        return kind(**{option: float(value) for option, value in options.items()})
+        kinds = field_types(kind)
+        values: dict[str, Any] = {option: _value(text, kinds[option]) for option, text in options.items()}
+        return kind(**values)
     except ValueError as error:
         raise PassError(f"optimizer '{name}': {error}", hint="its options are numbers") from error
+
+
+def _value(text: str, kind: object) -> object:
+    """An option's value; a flag may be a number too, as all options of a schedule are."""
+    return bool(float(text)) if kind is bool and text not in ("true", "false") else read(text, kind)

@@ -39,28 +39,30 @@ def Quant(
     else:
         clipped = op.Min(op.Max(v, low), high)
     mode = op.Constant(value_string=rounding_mode)
-    if op.ReduceMax(bitwidth - is_signed, keepdims=0) == 0.0:
-        q = op.CastLike(v >= 0.0, v) * 2.0 - 1.0
+    if mode == "FLOOR":
+        rounded = op.Floor(clipped)
     else:
-        if mode == "FLOOR":
-            q = op.Floor(clipped)
+        if mode == "CEIL":
+            rounded = op.Ceil(clipped)
         else:
-            if mode == "CEIL":
-                q = op.Ceil(clipped)
+            if mode == "UP":
+                rounded = op.Sign(clipped) * op.Ceil(op.Abs(clipped))
             else:
-                if mode == "UP":
-                    q = op.Sign(clipped) * op.Ceil(op.Abs(clipped))
+                if mode == "DOWN":
+                    rounded = op.Sign(clipped) * op.Floor(op.Abs(clipped))
                 else:
-                    if mode == "DOWN":
-                        q = op.Sign(clipped) * op.Floor(op.Abs(clipped))
+                    if mode == "HALF_UP":
+                        rounded = op.Sign(clipped) * op.Floor(op.Abs(clipped) + 0.5)
                     else:
-                        if mode == "HALF_UP":
-                            q = op.Sign(clipped) * op.Floor(op.Abs(clipped) + 0.5)
+                        if mode == "HALF_DOWN":
+                            rounded = op.Sign(clipped) * op.Ceil(op.Abs(clipped) - 0.5)
                         else:
-                            if mode == "HALF_DOWN":
-                                q = op.Sign(clipped) * op.Ceil(op.Abs(clipped) - 0.5)
-                            else:
-                                q = op.Round(clipped)
+                            rounded = op.Round(clipped)
+    if op.ReduceMin(bitwidth + (1.0 - is_signed), keepdims=0) == 1.0:
+        sign = op.CastLike(v >= 0.0, v) * 2.0 - 1.0
+        q = op.Where(op.Equal(bitwidth + (1.0 - is_signed), 1.0), sign, rounded)
+    else:
+        q = op.Identity(rounded)
     return (q - zeropt) * scale
 
 
@@ -77,17 +79,15 @@ def QuantGrad(
     """Pass dy where x lies within the representable range, bounds included; bipolar: where |x| <= scale."""
     is_signed = op.CastLike(op.Constant(value_int=signed), bitwidth)
     is_narrow = op.CastLike(op.Constant(value_int=narrow), bitwidth)
+    is_bipolar = op.CastLike(op.Equal(bitwidth + (1.0 - is_signed), 1.0), bitwidth)
     span = op.Pow(2.0, bitwidth - is_signed)
-    high = span - 1.0 - (1.0 - is_signed) * is_narrow
-    low = is_signed * (is_narrow - span)
+    high = span - 1.0 - (1.0 - is_signed) * is_narrow + is_bipolar
+    low = is_signed * (is_narrow * (1.0 - is_bipolar) - span)
     v = x / scale + zeropt
-    if op.ReduceMax(bitwidth - is_signed, keepdims=0) == 0.0:
-        clipped = op.Clip(v, -1.0, 1.0)
+    if op.Size(bitwidth) == 1:
+        clipped = op.Clip(v, op.Squeeze(low), op.Squeeze(high))
     else:
-        if op.Size(bitwidth) == 1:
-            clipped = op.Clip(v, op.Squeeze(low), op.Squeeze(high))
-        else:
-            clipped = op.Min(op.Max(v, low), high)
+        clipped = op.Min(op.Max(v, low), high)
     return dy * op.Cast(op.Equal(v, clipped), to=1)
 
 

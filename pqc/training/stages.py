@@ -62,6 +62,7 @@ class Stage:
         pipeline.run(start, _join(STAGES[name], forward_pipeline(schedule)))
         self.layout = layout(start)
         self._outputs = [value.name for value in start.graph.outputs]
+        self._threshold = metrics.threshold(start.graph)
         self._evaluator = engine.Session(start, device=device, threads=threads)
         step = graph.copy(start)
         pipeline.run(step, step_pipeline(schedule, batch))
@@ -92,7 +93,7 @@ class Stage:
             outputs.append(found[str(self._outputs[0])])
             targets.append(target)
         output, target = np.concatenate(outputs), np.concatenate(targets)
-        return Evaluation(total / len(split), metrics.metric(self.loss_name, output, target), output)
+        return Evaluation(total / len(split), metrics.metric(self.loss_name, output, target, self._threshold), output)
 
     def unpack(self, state: TrainingState) -> None:
         """Copy parameters and moments into `state`, by name."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from pqc import engine
+from pqc import engine, graph
 from pqc.functions.optimizers import Optimizer
 from pqc.names import LEARNING_RATE, LOSS, NEXT, RATE, TARGET, THETA
 
@@ -123,5 +123,5 @@ class Stepper:
 
 
 def _zeros(value: ir.Value) -> np.ndarray:
-    assert value.shape is not None and value.dtype is not None
-    return np.zeros([int(dim) for dim in value.shape.dims], value.dtype.numpy())  # type: ignore[arg-type]
+    assert value.dtype is not None
+    return np.zeros(graph.dims(value), value.dtype.numpy())

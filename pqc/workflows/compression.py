@@ -21,6 +21,7 @@ from pqc.options import quote, write
 from pqc.schedule import Schedule
 from pqc.training.trainer import Progress, Trainer
 from pqc.workflows.environment import require_compiler, versions
+from pqc.workflows.firmware import Backend, IoType, record
 from pqc.workflows.sources import Source
 
 NORMALIZE = "normalize,fold-constants,fold-batchnorm,lower-gemm"
@@ -41,7 +42,7 @@ class RunOptions:
     """How a run works, as against what it computes.
 
     Args:
-        resume: go on from the checkpoint in the output folder.
+        resume: go on from the checkpoint in the output folder, or from the start where there is none yet.
         verify_each: check each pass by running the model before and after; None means where it is cheap.
         hls: make, compile and compare the firmware project.
         backend: hls4ml's backend, `Vitis` or `Vivado`.
@@ -53,8 +54,8 @@ class RunOptions:
     resume: bool = False
     verify_each: bool | None = None
     hls: bool = True
-    backend: str = "Vitis"
-    io_type: str = "io_parallel"
+    backend: Backend = "Vitis"
+    io_type: IoType = "io_parallel"
     device: str = "cpu"
     threads: int = 1
 
@@ -248,7 +249,7 @@ class _Job:
                 threads=self.options.threads,
                 fingerprint=self._fingerprint(compressible),
             )
-            if self.options.resume:
+            if self.options.resume and trainer.path.exists():
                 trainer.resume()
             trained = trainer.train()
         self.history = trainer.state.history
@@ -269,10 +270,10 @@ class _Job:
     def accuracy(self, model: ir.Model) -> tuple[float, np.ndarray]:
         """The metric on the test rows, and the first output it comes from."""
         output = outputs(model, self.data.test)
-        return self._metric(output), output
+        return self._metric(output, metrics.threshold(model.graph)), output
 
-    def _metric(self, output: np.ndarray) -> float:
-        return metrics.metric(self.plan.training.loss, output, self.data.test.target[self.data.test.rows])
+    def _metric(self, output: np.ndarray, threshold: float = 0.0) -> float:
+        return metrics.metric(self.plan.training.loss, output, self.data.test.target[self.data.test.rows], threshold)
 
     def summary(self, trained: ir.Model, clean: ir.Model) -> dict[str, Any]:
         """What the run found, but for the firmware."""
@@ -304,7 +305,6 @@ class _Job:
     def firmware(self, clean: ir.Model) -> dict[str, Any]:
         """Make the project, compile it, and compare it on every test row."""
         from pqc.hardware.handover import hls
-        from pqc.workflows.firmware import record
 
         with self.clock.part("hls", self.listener):
             inputs, _ = self.data.test.all()
