@@ -38,9 +38,7 @@ def options_table(kind: type, spelling: Callable[[str], str] = spell) -> list[st
     if not fields:
         return []
     default = kind()
-    rows = [
-        f"| `{spelling(field.name)}` | `{write(getattr(default, field.name)) or '(empty)'}` |" for field in fields
-    ]
+    rows = [f"| `{spelling(field.name)}` | `{write(getattr(default, field.name)) or '(empty)'}` |" for field in fields]
     return ["", "| option | default |", "|---|---|", *rows]
 
 

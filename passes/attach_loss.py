@@ -91,9 +91,7 @@ def _penalties(main: ir.Graph) -> list[ir.Value]:
         attributes = {name: attribute.value for name, attribute in site.node.attributes.items()}
         if operator is not None and _penalizes(site.method, attributes):
             domain, name = operator.key
-            terms.append(
-                _scalar(main, name, [site.node.outputs[0]], domain, f"{site.weight.name}.penalty", attributes)
-            )
+            terms.append(_scalar(main, name, [site.node.outputs[0]], domain, f"{site.weight.name}.penalty", attributes))
     return terms
 
 

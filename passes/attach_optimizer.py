@@ -47,9 +47,7 @@ class AttachOptimizer(Pass):
         inputs += [_input(main, slot, np.zeros(size)) for slot in optimizer.slots]
         outputs = [ir.val(name + NEXT, ir.DataType.FLOAT, size) for name in (THETA, *optimizer.slots)]
         domain, operator = optimizer.operator.key
-        main.append(
-            ir.node(operator, inputs, optimizer.attributes(), domain=domain, name="optimizer", outputs=outputs)
-        )
+        main.append(ir.node(operator, inputs, optimizer.attributes(), domain=domain, name="optimizer", outputs=outputs))
         main.outputs[:] = [value for value in main.outputs if value is not gradient] + outputs
         library.link(model)
         return 1

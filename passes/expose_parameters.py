@@ -46,9 +46,7 @@ def _replace(main: ir.Graph, values: list[ir.Value]) -> None:
     arrays = [np.asarray(graph.constant(value), np.float32) for value in values]
     theta = graph.add_initializer(main, THETA, np.concatenate([array.ravel() for array in arrays]))
     main.inputs.append(theta)
-    sizes = graph.add_initializer(
-        main, names.new("theta.sizes"), np.array([array.size for array in arrays], np.int64)
-    )
+    sizes = graph.add_initializer(main, names.new("theta.sizes"), np.array([array.size for array in arrays], np.int64))
     pieces = [
         ir.val(names.new(f"{value.name}.flat"), ir.DataType.FLOAT, [array.size])
         for value, array in zip(values, arrays, strict=True)

@@ -112,8 +112,7 @@ def _origin(value: ir.Value) -> ir.Value:
         and producer.op_type in layers.MOVES
         and producer.op_type != "Concat"
     ):
-        assert producer.inputs[0] is not None
-        value = producer.inputs[0]
+        value = graph.operand(producer, 0)
         producer = value.producer()
     return value
 

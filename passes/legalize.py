@@ -47,9 +47,7 @@ def _chain(main: ir.Graph, node: ir.Node) -> int:
         fresh.append(_named("Add", [total, value], node, names))
         total = fresh[-1].outputs[0]
     if node.op_type == "Mean":
-        share = graph.add_initializer(
-            main, names.new(f"{node.name}.share"), np.array(1 / len(node.inputs), np.float32)
-        )
+        share = graph.add_initializer(main, names.new(f"{node.name}.share"), np.array(1 / len(node.inputs), np.float32))
         fresh.append(_named("Mul", [total, share], node, names))
         total = fresh[-1].outputs[0]
     main.insert_before(node, fresh)

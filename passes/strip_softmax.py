@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from pqc import graph
 from pqc.rewriting import CHANGES, Pass, explain
 
 HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
@@ -49,8 +50,7 @@ def _removable(node: ir.Node) -> bool:
 def _strip(main: ir.Graph, node: ir.Node) -> int:
     if not _removable(node):
         return 0
-    logits, head = node.inputs[0], node.outputs[0]
-    assert logits is not None
+    logits, head = graph.operand(node, 0), node.outputs[0]
     name = head.name
     main.outputs[next(index for index, value in enumerate(main.outputs) if value is head)] = logits
     main.remove(node, safe=True)

@@ -71,9 +71,7 @@ def _training_options(verb: Verb) -> Verb:
         click.option(
             "--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE", help="Override the schedule."
         ),
-        click.option(
-            "--resume", is_flag=True, help="Go on from the checkpoint in the output folder, if there is one."
-        ),
+        click.option("--resume", is_flag=True, help="Go on from the checkpoint in the output folder, if there is one."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
         click.option(
@@ -213,9 +211,7 @@ def hls(
 @cli.command()
 @click.argument("model")
 @click.option("-p", "--passes", required=True, help="Pipeline text.")
-@click.option(
-    "-o", "--out", type=PATH, help="The file to write; the graph's text goes to standard output without it."
-)
+@click.option("-o", "--out", type=PATH, help="The file to write; the graph's text goes to standard output without it.")
 @click.option("--explain", is_flag=True, help="Say why passes changed or left nodes.")
 @click.option("--print-after-change", is_flag=True, help="Print the graph after each pass that changed it.")
 @click.option("--time", "timing", is_flag=True, help="Say what each pass changed and how long it took.")

@@ -14,7 +14,7 @@ from pqc.options import nearest
 
 Curve = Callable[[float, int], float]
 
-_CALL = re.compile(r"\s*([a-z_]+)\s*\(([^()]*)\)\s*")
+_CALL = re.compile(r"\s*([a-z][a-z_]*)\s*\(([^()]*)\)\s*")
 
 
 def _part(n: float, length: int) -> float:
@@ -73,20 +73,24 @@ def parse(text: str | float) -> Curve:
     Raises:
         PqcError: no such curve, or the wrong numbers for it.
     """
-    if isinstance(text, int | float):
-        return constant(float(text))
-    match = _CALL.fullmatch(text)
+    match = _CALL.fullmatch(text) if isinstance(text, str) else None
     try:
         if match is None:
-            return constant(float(text))
+            return _finite(constant(float(text)))
         name, inside = match.groups()
         if name not in CURVES:
             raise PqcError(f"no curve '{name}'{nearest(name, CURVES)}", hint=f"curves are: {', '.join(CURVES)}")
-        curve = CURVES[name](*(float(part) for part in inside.split(",") if part.strip()))
-        if not all(math.isfinite(curve(n, 3)) for n in range(3)):
-            raise ValueError("not finite")
+        return _finite(CURVES[name](*(float(part) for part in inside.split(",") if part.strip())))
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise PqcError(
-            f"cannot read the curve '{text}'", hint="write a number or, for example, exp(1, 200)"
-        ) from error
+        raise PqcError(f"cannot read the curve '{text}'", hint="write a number or, for example, exp(1, 200)") from error
+
+
+def _finite(curve: Curve) -> Curve:
+    """The curve itself, tried at a few places.
+
+    Raises:
+        ValueError: it is not finite there.
+    """
+    if not all(math.isfinite(float(curve(n, length))) for length in (1, 2, 9) for n in range(length + 1)):
+        raise ValueError("not finite")
     return curve

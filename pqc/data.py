@@ -9,6 +9,7 @@ the other arrays are inputs, by the graph's names or else in order.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pqc.errors import DataError
 
 Arrays = dict[str, np.ndarray]
 TARGETS = ("target", "y", "label", "labels")
+PARTS = ("train", "validation", "test")
 SUFFIXES = (".npz", ".h5", ".hdf5", ".parquet")
 CHECK_ROWS = 65536
 
@@ -97,9 +99,7 @@ def load(path: str | Path, main: ir.Graph, *, labels: bool, validation: float = 
         cut = max(1, round(validation * len(train)))
         splits["validation"], splits["train"] = _rows(train, np.sort(order[:cut])), _rows(train, np.sort(order[cut:]))
     if not all(len(splits[name]) for name in ("train", "validation", "test")):
-        raise DataError(
-            "too few rows to split into training, validation and test", at=str(path), hint="give more data"
-        )
+        raise DataError("too few rows to split into training, validation and test", at=str(path), hint="give more data")
     return Dataset(splits["train"], splits["validation"], splits["test"], str(path))
 
 
@@ -108,20 +108,19 @@ def _rows(split: Split, chosen: np.ndarray) -> Split:
 
 
 def _parts(path: Path) -> dict[str, Path]:
-    if path.is_dir():
-        found = {part.stem: part for part in sorted(path.iterdir()) if part.stem in ("train", "validation", "test")}
-        if {"train", "test"} <= found.keys():
-            return found
-        if found:
-            raise DataError(
-                f"found {', '.join(sorted(found))}, but both train and test are needed",
-                at=str(path),
-                hint="add the other",
-            )
-        if not list(path.glob("*.npy")):
-            raise DataError(
-                "neither train and test nor .npy files in the folder", at=str(path), hint="see docs/data.md"
-            )
+    if not path.is_dir():
+        return {"whole": path}
+    parts = [
+        part for part in sorted(path.iterdir()) if part.stem in PARTS and (part.is_dir() or part.suffix in SUFFIXES)
+    ]
+    found = {part.stem: part for part in parts}
+    if {"train", "test"} <= found.keys():
+        return found
+    if found:
+        there = ", ".join(sorted(found))
+        raise DataError(f"found {there}, but both train and test are needed", at=str(path), hint="add the other")
+    if not list(path.glob("*.npy")):
+        raise DataError("neither train and test nor .npy files in the folder", at=str(path), hint="see docs/data.md")
     return {"whole": path}
 
 
@@ -131,23 +130,34 @@ def read(path: Path) -> Arrays:
     Raises:
         DataError: unknown format, or a broken file.
     """
+    if not path.is_dir() and path.suffix not in SUFFIXES:
+        hint = f"use .npy files or {', '.join(SUFFIXES)}"
+        raise DataError(f"unknown data format '{path.suffix}'", at=str(path), hint=hint)
     try:
         if path.is_dir():
-            return {
-                file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(path.glob("*.npy"))
-            }
+            return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(path.glob("*.npy"))}
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        if path.suffix in (".h5", ".hdf5"):
-            return _read_hdf5(path)
-        if path.suffix == ".parquet":
-            return _read_parquet(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read the data: {error}", at=str(path), hint="is the file complete?") from error
-    raise DataError(
-        f"unknown data format '{path.suffix}'", at=str(path), hint=f"use .npy files or {', '.join(SUFFIXES)}"
-    )
+            return _read_npz(path)
+        return _read_parquet(path) if path.suffix == ".parquet" else _read_hdf5(path)
+    except DataError:
+        raise
+    except Exception as error:  # the readers raise whatever a broken file leads them to
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise DataError(f"cannot read the data: {reason}", at=str(path), hint="is the file complete?") from error
+
+
+def _read_npz(path: Path) -> Arrays:
+    """Every member's header is held against its stored size before anything is allocated."""
+    with zipfile.ZipFile(path) as file:
+        for info in file.infolist():
+            with file.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = reader[version](member)
+                if math.prod(shape) * dtype.itemsize != info.file_size - member.tell():
+                    raise ValueError(f"'{info.filename}' does not hold what its header says")
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _read_hdf5(path: Path) -> Arrays:
@@ -182,23 +192,29 @@ def _fit(arrays: Arrays, path: Path, main: ir.Graph, labels: bool) -> Split:
             hint=f"name it {' or '.join(TARGETS)}",
         )
     target = arrays.pop(name)
+    _check_numbers(name, target, path)
     wanted = [value for value in main.inputs if value.name not in main.initializers and value.name != "target"]
     inputs = _match(arrays, wanted, path)
     for value in wanted:
         _check_input(inputs[str(value.name)], value, path)
-    for label, array in {**inputs, name: target}.items():
+    for label, array in inputs.items():
         if len(array) != len(target):
-            raise DataError(
-                f"'{label}' has {len(array)} rows, the target {len(target)}", at=str(path), hint="cut them"
-            )
+            raise DataError(f"'{label}' has {len(array)} rows, the target {len(target)}", at=str(path), hint="cut them")
     return Split(inputs, _check_target(target, main, labels, path), np.arange(len(target)))
+
+
+def _check_numbers(name: str, array: np.ndarray, path: Path) -> None:
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"'{name}' holds {array.dtype}, not numbers", at=str(path), hint="store floats")
+    if array.ndim == 0:
+        raise DataError(f"'{name}' is a single number, not one a row", at=str(path), hint="store an array")
 
 
 def _match(arrays: Mapping[str, np.ndarray], wanted: list[ir.Value], path: Path) -> Arrays:
     names = [str(value.name) for value in wanted]
     if all(name in arrays for name in names):
         return {name: arrays[name] for name in names}
-    if len(arrays) != len(wanted):
+    if len(arrays) != len(wanted) or any(name in arrays for name in names):
         raise DataError(
             f"the model has the inputs {', '.join(names)} and the data {', '.join(arrays) or 'none'}",
             at=str(path),
@@ -228,23 +244,43 @@ def _check_finite(name: str, array: np.ndarray, path: Path) -> None:
     if array.dtype.kind != "f":
         return
     for start in range(0, len(array), CHECK_ROWS):
-        finite = np.isfinite(array[start : start + CHECK_ROWS]).reshape(len(array[start : start + CHECK_ROWS]), -1)
+        with np.errstate(over="ignore"):
+            chunk = array[start : start + CHECK_ROWS].astype(np.float32)
+        finite = np.isfinite(chunk).reshape(len(chunk), -1)
         if not finite.all():
             row = start + int(np.argmin(finite.all(axis=1)))
             raise DataError(f"'{name}' has NaN or infinity, first in row {row}", at=str(path), hint="clean the data")
 
 
 def _check_target(target: np.ndarray, main: ir.Graph, labels: bool, path: Path) -> np.ndarray:
+    """Class numbers [rows] for each position of the output, or numbers of the output's shape."""
+    output = main.outputs[0].shape
+    dims = () if output is None else output.dims[1:-1] if labels else output.dims[1:]
+    fits = target.ndim == len(dims) + 1 and all(
+        not isinstance(dim, int) or dim == size for dim, size in zip(dims, target.shape[1:], strict=True)
+    )
+    if not fits and output is not None:
+        expected = ", ".join(str(dim) for dim in ("rows", *dims))
+        what = "class numbers" if labels else "numbers"
+        raise DataError(
+            f"the target needs {what} of the shape [{expected}] and has {list(target.shape)}",
+            at=str(path),
+            hint="take the argmax of one-hot labels" if labels else "reshape it",
+        )
     if not labels:
         _check_finite("target", target, path)
         return as_float(target)
-    if target.dtype.kind not in "iub" and not np.array_equal(target, np.round(target)):
+    return _check_labels(target, output[-1] if output is not None else None, path)
+
+
+def _check_labels(target: np.ndarray, classes: object, path: Path) -> np.ndarray:
+    if target.dtype.kind == "f" and not (np.isfinite(target).all() and np.array_equal(target, np.round(target))):
         raise DataError("the labels are not whole numbers", at=str(path), hint="store class numbers from 0")
-    shape = main.outputs[0].shape
-    classes = shape[-1] if shape is not None else None
-    low, high = (int(target.min()), int(target.max())) if target.size else (0, 0)
+    low, high = (target.min(), target.max()) if target.size else (0, 0)
     if low < 0 or (isinstance(classes, int) and high >= classes):
         raise DataError(
-            f"labels run from {low} to {high}, but the model has {classes} classes", at=str(path), hint="count from 0"
+            f"labels run from {low:g} to {high:g}, but the model has {classes} classes",
+            at=str(path),
+            hint="count from 0",
         )
     return target.astype(np.int64)

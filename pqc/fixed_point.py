@@ -23,9 +23,7 @@ class FixedPoint:
         if self.k not in (0, 1):
             raise ValueError(f"the sign bit k is 0 or 1, not {self.k}")
         if not 1 <= self.k + self.i + self.f <= 32 or self.i + self.f < 1:
-            raise ValueError(
-                f"({self}) has {self.k + self.i + self.f} bits; 1 to 32 with one of magnitude are needed"
-            )
+            raise ValueError(f"({self}) has {self.k + self.i + self.f} bits; 1 to 32 with one of magnitude are needed")
 
     @property
     def bits(self) -> int:

@@ -70,9 +70,7 @@ def copy(model: ir.Model) -> ir.Model:
 
 def _parse(path: Path) -> onnx.ModelProto:
     if not path.is_file():
-        raise GraphError(
-            "no such model file", at=str(path), hint="give an .onnx file or a name from `pqc list models`"
-        )
+        raise GraphError("no such model file", at=str(path), hint="give an .onnx file or a name from `pqc list models`")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise UnsupportedError("the file is larger than 2 GiB", at=str(path), hint="keep weights as external data")
     hint = "is it complete, and exported as ONNX?"
@@ -105,9 +103,7 @@ def _check_opset(proto: onnx.ModelProto, path: Path) -> None:
 def _check_tensors(proto: onnx.ModelProto, path: Path) -> None:
     for tensor in external_data_helper._get_all_tensors(proto):
         if any(dim < 0 for dim in tensor.dims):
-            raise GraphError(
-                f"initializer '{tensor.name}' has a negative dimension", at=str(path), hint="export again"
-            )
+            raise GraphError(f"initializer '{tensor.name}' has a negative dimension", at=str(path), hint="export again")
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check_external(tensor, path)
         elif tensor.HasField("raw_data"):

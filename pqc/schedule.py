@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pqc import curves
 from pqc.errors import PqcError, ScheduleError
@@ -20,37 +29,53 @@ from pqc.functions.optimizers import OPTIMIZERS
 from pqc.functions.quant import ROUNDING_MODES
 from pqc.methods import TABLE as METHODS
 from pqc.options import nearest
+from pqc.yaml_file import HINT, Document, value
 
 MAX_FILE_BYTES = 1_000_000
 
 
-def _known(table: Iterable[str], what: str) -> BeforeValidator:
-    names = list(table)
+def _refuse_unknown(names: object, known: list[str], what: str) -> None:
+    """Raise ValueError for the first of `names` that is not known."""
+    for name in names:  # type: ignore[attr-defined]
+        if name not in known:
+            raise ValueError(f"{what} '{name}'{nearest(str(name), known)}; known: {', '.join(known) or 'none'}")
+
+
+def _known(table: object, what: str) -> BeforeValidator:
+    names = list(table)  # type: ignore[call-overload]
 
     def check(name: object) -> object:
-        if name is not None and name not in names:
-            raise ValueError(f"no {what} '{name}'{nearest(str(name), names)}; known: {', '.join(names)}")
+        if not isinstance(name, str | None):
+            raise ValueError(f"a {what} is given by name")
+        _refuse_unknown([] if name is None else [name], names, f"no {what}")
         return name
 
     return BeforeValidator(check)
 
 
-def _bits(value: object) -> object:
-    if value is None or isinstance(value, FixedPoint):
-        return value
-    if not isinstance(value, list) or len(value) != 3 or not all(type(part) is int for part in value):
+def _bits(kind: object) -> object:
+    if kind is None or isinstance(kind, FixedPoint):
+        return kind
+    if not isinstance(kind, list) or len(kind) != 3 or not all(type(part) is int for part in kind):
         raise ValueError("bits are three integers: [k, i, f]")
-    return FixedPoint(*value)
+    return FixedPoint(*kind)
 
 
-def _curve(value: object) -> object:
-    if not isinstance(value, str | int | float):
+def _curve(text: object) -> object:
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
         raise ValueError("a curve is a number or text such as exp(1, 200)")
     try:
-        curves.parse(value)
+        curves.parse(text)
     except PqcError as error:
         raise ValueError(f"{error.message}; {error.hint}") from error
-    return value
+    return text
+
+
+def _rate(text: object) -> object:
+    curve = curves.parse(_curve(text))  # type: ignore[arg-type]
+    if min(curve(n, 9) for n in range(9)) < 0:
+        raise ValueError("a learning rate is not negative")
+    return text
 
 
 Bits = Annotated[
@@ -59,12 +84,13 @@ Bits = Annotated[
     PlainSerializer(lambda kind: None if kind is None else [kind.k, kind.i, kind.f]),
 ]
 Curve = Annotated[str | float, BeforeValidator(_curve)]
+LearningRate = Annotated[str | float, BeforeValidator(_rate)]
 
 
 class Section(BaseModel):
     """A part of a schedule; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class Pruning(Section):
@@ -76,13 +102,11 @@ class Pruning(Section):
     exclude: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _options_exist(self) -> Pruning:
+    def _options_fit(self) -> Pruning:
         known = [one.name for one in fields(METHODS[self.method])] if self.method else []
-        for name in self.options:
-            if name not in known:
-                raise ValueError(
-                    f"'{self.method}' has no option '{name}'{nearest(name, known)}; known: {', '.join(known)}"
-                )
+        _refuse_unknown(self.options, known, f"'{self.method}' has no option")
+        if self.method:
+            METHODS[self.method](**self.options)
         return self
 
 
@@ -107,11 +131,7 @@ class OptimizerSection(Section):
     @model_validator(mode="after")
     def _options_exist(self) -> OptimizerSection:
         known = [one.name for one in fields(OPTIMIZERS[self.name])]
-        for option in self.options:
-            if option not in known:
-                raise ValueError(
-                    f"'{self.name}' has no option '{option}'{nearest(option, known)}; known: {', '.join(known)}"
-                )
+        _refuse_unknown(self.options, known, f"'{self.name}' has no option")
         return self
 
 
@@ -121,18 +141,24 @@ class Training(Section):
     loss: Annotated[str, _known(LOSSES, "loss")] = "cross-entropy"
     loss_options: dict[str, float] = {}
     optimizer: OptimizerSection = OptimizerSection()
-    learning_rate: Curve = 1e-3
-    rates: dict[str, float] = {}
+    learning_rate: LearningRate = 1e-3
+    rates: dict[str, Annotated[float, Field(ge=0)]] = {}
     batch: Annotated[int, Field(ge=1)] = 256
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _loss_options_exist(self) -> Training:
+        known = [attribute.name for attribute in LOSSES[self.loss].bodies()[0].attribute_proto]
+        _refuse_unknown(self.loss_options, known, f"'{self.loss}' has no option")
+        return self
 
 
 class Phase(Section):
     """A stretch of epochs."""
 
     epochs: Annotated[int, Field(ge=0)] = 0
-    learning_rate: Curve | None = None
+    learning_rate: LearningRate | None = None
 
 
 class TrainingPhase(Phase):
@@ -145,9 +171,7 @@ class TrainingPhase(Phase):
     @model_validator(mode="after")
     def _rewind_has_source(self) -> TrainingPhase:
         if self.rewind != "never" and not 0 <= self.save_weights_epoch < max(self.epochs, 1):
-            raise ValueError(
-                f"rewind '{self.rewind}' needs save_weights_epoch between 0 and {max(self.epochs - 1, 0)}"
-            )
+            raise ValueError(f"rewind '{self.rewind}' needs save_weights_epoch between 0 and {max(self.epochs - 1, 0)}")
         return self
 
 
@@ -170,15 +194,19 @@ class Schedule(Section):
     phases: Phases = Phases()
     controls: dict[str, Curve] = {}
 
-    @model_validator(mode="after")
-    def _controls_exist(self) -> Schedule:
-        known = METHODS[self.pruning.method]().controls() if self.pruning.method else {}
-        for name in self.controls:
-            if name not in known:
-                raise ValueError(
-                    f"no control '{name}'{nearest(name, known)}; the method has: {', '.join(known) or 'none'}"
-                )
-        return self
+    @field_validator("training")
+    @classmethod
+    def _roles_exist(cls, training: Training, info: ValidationInfo) -> Training:
+        states = [state.name for state in _method(info).states()] if _method(info) else []
+        _refuse_unknown(training.rates, ["weight", "bias", *states], "rates: no role")
+        return training
+
+    @field_validator("controls")
+    @classmethod
+    def _controls_exist(cls, controls: dict[str, Curve], info: ValidationInfo) -> dict[str, Curve]:
+        known = list(_method(info).controls()) if _method(info) else []
+        _refuse_unknown(controls, known, "no control")
+        return controls
 
     def text(self) -> str:
         """The resolved schedule as YAML."""
@@ -191,11 +219,15 @@ class Schedule(Section):
         ).hexdigest()
 
 
+def _method(info: ValidationInfo) -> Any:
+    """The schedule's pruning method, or None; also where that section is wrong itself."""
+    pruning = info.data.get("pruning")
+    return METHODS[pruning.method](**pruning.options) if pruning is not None and pruning.method else None
+
+
 def names() -> dict[str, str]:
     """The shipped schedules with their descriptions."""
-    folder = resources.files("pqc.schedules")
-    files = sorted(file.name for file in folder.iterdir() if file.name.endswith(".yaml"))
-    return {name.removesuffix(".yaml"): load(name.removesuffix(".yaml")).description for name in files}
+    return {name: load(name).description for name in _shipped()}
 
 
 def load(source: str | Path, settings: dict[str, str] | None = None) -> Schedule:
@@ -209,63 +241,61 @@ def load(source: str | Path, settings: dict[str, str] | None = None) -> Schedule
         ScheduleError: with file, line, key and the nearest valid key.
     """
     label, text = _text(source)
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{label}:{mark.line + 1}" if mark else label
-        raise ScheduleError(
-            f"not YAML: {getattr(error, 'problem', error)}", at=place, hint="check indentation"
-        ) from error
-    if not isinstance(content, dict):
-        raise ScheduleError("a schedule is a mapping of sections", at=label, hint="see docs/schedules.md")
+    document = Document(text, label)
+    content = document.content
     content.setdefault("name", Path(label).stem)
-    for key, value in (settings or {}).items():
-        _set(content, key, value)
+    for key, written in (settings or {}).items():
+        _set(content, key, value(written, key))
     try:
         return Schedule.model_validate(content)
     except ValidationError as error:
-        raise _schedule_error(error, label, node, settings or {}) from error
+        raise _schedule_error(error, document, settings or {}) from error
+
+
+def _shipped() -> list[str]:
+    folder = resources.files("pqc.schedules")
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def _text(source: str | Path) -> tuple[str, str]:
     path = Path(source)
-    shipped = resources.files("pqc.schedules") / f"{source}.yaml"
     if path.is_file():
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ScheduleError("the file is too large for a schedule", at=str(path))
-        try:
-            return str(path), path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ScheduleError(f"cannot read the file: {error}", at=str(path), hint="is it a text file?") from error
-    if "/" not in str(source) and shipped.is_file():
-        return f"{source}.yaml", shipped.read_text(encoding="utf-8")
-    known = [file.name.removesuffix(".yaml") for file in resources.files("pqc.schedules").iterdir()]
+        return str(path), _read(path)
+    if str(source) in _shipped():
+        file = resources.files("pqc.schedules") / f"{source}.yaml"
+        return file.name, file.read_text(encoding="utf-8")
     raise ScheduleError(
-        f"no schedule file or shipped schedule '{source}'{nearest(str(source), known)}",
+        f"no schedule file or shipped schedule '{source}'{nearest(str(source), _shipped())}",
         hint="see `pqc list schedules`",
     )
 
 
-def _set(content: dict[str, Any], key: str, value: str) -> None:
+def _read(path: Path) -> str:
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ScheduleError("the file is too large for a schedule", at=str(path), hint=HINT)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScheduleError(f"cannot read the file: {error}", at=str(path), hint="is it a text file?") from error
+
+
+def _set(content: dict[str, Any], key: str, setting: Any) -> None:
     *path, last = key.split(".")
     section: Any = content
     for part in path:
-        section = section.setdefault(part, {})
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
         if not isinstance(section, dict):
             raise ScheduleError(f"'{part}' is not a section", at=f"--set {key}", hint="give the key as section.key")
-    try:
-        section[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ScheduleError(f"'{value}' is not YAML", at=f"--set {key}") from error
+    section[last] = setting
 
 
-def _schedule_error(error: ValidationError, label: str, node: Any, settings: dict[str, str]) -> ScheduleError:
+def _schedule_error(error: ValidationError, document: Document, settings: dict[str, str]) -> ScheduleError:
     first = error.errors()[0]
     location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
-    key = ".".join(location) or "schedule"
-    place = f"--set {key}" if key in settings else f"{label}:{_line(node, location)}"
+    key = ".".join(location)
+    place = _culprit(key, settings) or f"{document.label}:{document.line(location)}"
     if first["type"] == "extra_forbidden":
         known = _keys(location[:-1])
         return ScheduleError(
@@ -273,23 +303,15 @@ def _schedule_error(error: ValidationError, label: str, node: Any, settings: dic
             at=place,
             hint=f"known keys here: {', '.join(known)}",
         )
-    message = first["msg"].removeprefix("Value error, ")
-    return ScheduleError(
-        f"'{key}': {message}", at=place, hint="see `list schedules`; docs/schedules.md has every key"
-    )
+    return ScheduleError(f"'{key}': {first['msg'].removeprefix('Value error, ')[:500]}", at=place, hint=HINT)
 
 
-def _line(node: Any, location: list[str]) -> int:
-    """The line of the deepest part of `location` that the file has."""
-    line = node.start_mark.line if node is not None else 0
-    for part in location:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        pair = next(((key, value) for key, value in node.value if key.value == part), None)
-        if pair is None:
-            break
-        line, node = pair[0].start_mark.line, pair[1]
-    return line + 1
+def _culprit(key: str, settings: dict[str, str]) -> str | None:
+    """The setting that an error at `key` comes from: one above it, at it or below it."""
+    for setting in settings:
+        if f"{setting}.".startswith(f"{key}.") or f"{key}.".startswith(f"{setting}."):
+            return f"--set {setting}"
+    return None
 
 
 def _keys(location: list[str]) -> list[str]:

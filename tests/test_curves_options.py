@@ -91,9 +91,7 @@ def test_a_curve_stays_between_its_ends_and_never_turns(start: float, end: float
 def test_what_is_no_curve_is_refused(text: str) -> None:
     with pytest.raises(PqcError) as caught:
         curves.parse(text)
-    assert str(caught.value) == (
-        f"cannot read the curve '{text}'\nhint: write a number or, for example, exp(1, 200)"
-    )
+    assert str(caught.value) == (f"cannot read the curve '{text}'\nhint: write a number or, for example, exp(1, 200)")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "nan", "inf", "-inf", "1e400"])
@@ -106,8 +104,7 @@ def test_a_misspelt_curve_names_the_nearest() -> None:
     with pytest.raises(PqcError) as caught:
         curves.parse("cosin(1, 0)")
     assert str(caught.value) == (
-        "no curve 'cosin'; did you mean 'cosine'?\n"
-        "hint: curves are: constant, linear, exp, cosine, step, warmup_cosine"
+        "no curve 'cosin'; did you mean 'cosine'?\nhint: curves are: constant, linear, exp, cosine, step, warmup_cosine"
     )
 
 

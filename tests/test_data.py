@@ -143,9 +143,7 @@ def test_numbers_of_any_type_become_float32(
 def test_a_file_in_fortran_order_and_big_endian_is_read(
     x: np.ndarray, y: np.ndarray, linear: ir.Graph, tmp_path: Path
 ) -> None:
-    found = data.load(
-        stored(tmp_path, x=np.asfortranarray(x).astype(">f4"), y=y.astype(">i8")), linear, labels=True
-    )
+    found = data.load(stored(tmp_path, x=np.asfortranarray(x).astype(">f4"), y=y.astype(">i8")), linear, labels=True)
     np.testing.assert_array_equal(rows_of(found), x[np.argsort(x[:, 0])])
 
 
@@ -182,9 +180,7 @@ def test_other_row_counts_are_refused(x: np.ndarray, y: np.ndarray, linear: ir.G
 
 def test_a_missing_target_is_refused(x: np.ndarray, linear: ir.Graph, tmp_path: Path) -> None:
     path = stored(tmp_path, x=x)
-    assert str(refusal(path, linear)) == (
-        f"{path}: no target among x\nhint: name it target or y or label or labels"
-    )
+    assert str(refusal(path, linear)) == (f"{path}: no target among x\nhint: name it target or y or label or labels")
 
 
 def test_a_missing_input_is_refused(y: np.ndarray, linear: ir.Graph, tmp_path: Path) -> None:
@@ -205,17 +201,13 @@ def test_arrays_of_which_one_bears_an_input_s_name_are_not_shifted(y: np.ndarray
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 4])
-def test_too_few_rows_are_refused(
-    rows: int, x: np.ndarray, y: np.ndarray, linear: ir.Graph, tmp_path: Path
-) -> None:
+def test_too_few_rows_are_refused(rows: int, x: np.ndarray, y: np.ndarray, linear: ir.Graph, tmp_path: Path) -> None:
     path = stored(tmp_path, x=x[:rows], y=y[:rows])
     assert refusal(path, linear).message == "too few rows to split into training, validation and test"
 
 
 @pytest.mark.parametrize("empty", ["train", "test"])
-def test_an_empty_part_is_refused(
-    empty: str, x: np.ndarray, y: np.ndarray, linear: ir.Graph, tmp_path: Path
-) -> None:
+def test_an_empty_part_is_refused(empty: str, x: np.ndarray, y: np.ndarray, linear: ir.Graph, tmp_path: Path) -> None:
     for name in ("train", "test"):
         rows = 0 if name == empty else ROWS
         np.savez(tmp_path / f"{name}.npz", x=x[:rows], y=y[:rows])
@@ -229,9 +221,7 @@ def test_a_value_that_is_not_finite_is_reported_with_its_row(
     x[row, 2] = value
     x[39, 3] = np.nan
     path = stored(tmp_path, x=x, y=y)
-    assert str(refusal(path, linear)) == (
-        f"{path}: 'x' has NaN or infinity, first in row {row}\nhint: clean the data"
-    )
+    assert str(refusal(path, linear)) == (f"{path}: 'x' has NaN or infinity, first in row {row}\nhint: clean the data")
 
 
 def test_the_row_is_right_beyond_the_first_chunk(linear: ir.Graph, tmp_path: Path) -> None:
@@ -373,6 +363,12 @@ def test_an_npz_of_things_that_are_no_arrays_is_refused(linear: ir.Graph, tmp_pa
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as file:
         file.writestr("y.npy", b"no array")
         file.writestr("x.npy", b"")
+    refusal(tmp_path / "d.npz", linear)
+
+
+def test_an_npy_that_is_called_npz_is_refused(x: np.ndarray, linear: ir.Graph, tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", x)
+    (tmp_path / "d.npy").rename(tmp_path / "d.npz")
     refusal(tmp_path / "d.npz", linear)
 
 

@@ -429,9 +429,7 @@ def test_legalize_refuses_an_operator_without_a_gradient(operator: str) -> None:
 
 
 def test_legalize_takes_any_operator_that_no_weight_reaches() -> None:
-    model = onnx_model(
-        "(float[n,6] x) => (y) { s = CumSum (x, one) y = MatMul (s, w) }", w=np.eye(6), one=np.array(1)
-    )
+    model = onnx_model("(float[n,6] x) => (y) { s = CumSum (x, one) y = MatMul (s, w) }", w=np.eye(6), one=np.array(1))
     assert_finite_differences(model, f"normalize,legalize,{TRAIN}")
 
 

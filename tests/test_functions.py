@@ -43,9 +43,7 @@ def backward(operator: Operator, dy: object, *inputs: object, **attributes: obje
     """The gradient of the first input: the gradient's body on what the operator's `arguments` name."""
     assert operator.gradient is not None
     known = {"GO": [dy], "I": inputs, "O": run(operator.key, inputs, **attributes)}
-    arguments = [
-        known[name][int(index)] for name, index in re.findall(r"(\w+)\((\d+)\)", ",".join(operator.arguments))
-    ]
+    arguments = [known[name][int(index)] for name, index in re.findall(r"(\w+)\((\d+)\)", ",".join(operator.arguments))]
     return run((operator.gradient.opset.domain, operator.gradient.name), arguments, **attributes)[0]
 
 
@@ -89,9 +87,7 @@ modes = st.sampled_from(ROUNDING_MODES)
 
 
 @given(powers_of_two, widths, modes, st.sampled_from(SIGNS))
-def test_quant_equals_the_reference_at_powers_of_two(
-    scale: float, bits: int, mode: str, sign: tuple[int, int]
-) -> None:
+def test_quant_equals_the_reference_at_powers_of_two(scale: float, bits: int, mode: str, sign: tuple[int, int]) -> None:
     x = lane_values(scale, 0.0, bits, *sign)
     if mode.startswith("HALF_") and mode != "HALF_EVEN":
         # |v| + 0.5 and |v| - 0.5 are exact in float32 only for multiples of 2^-8 below 2^15, say.

@@ -71,9 +71,7 @@ def test_constants_without_a_common_grid_are_refused() -> None:
 
 
 @pytest.mark.parametrize("rounding", ["ROUND", "FLOOR"])
-@pytest.mark.parametrize(
-    "kind", [(5, 1, 1, 0), (5, 1, 1, 1), (4, 3, 0, 0), (3, -1, 1, 0), (8, 6, 1, 0), (2, -3, 0, 0)]
-)
+@pytest.mark.parametrize("kind", [(5, 1, 1, 0), (5, 1, 1, 1), (4, 3, 0, 0), (3, -1, 1, 0), (8, 6, 1, 0), (2, -3, 0, 0)])
 def test_quantize_is_qonnx_quant(kind: tuple[int, int, int, int], rounding: str) -> None:
     bits, fraction, signed, narrow = kind
     modes = {"ROUND": "RND_CONV", "FLOOR": "TRN"}[rounding], "SAT_SYM" if narrow else "SAT"

@@ -315,9 +315,7 @@ def test_input_shape_must_be_static() -> None:
     net.x.shape = ir.Shape(["batch", "width"])
     x = net.quant(net.x, 8, 4)
     main = ir.Graph([net.x], [x], nodes=net.nodes, initializers=net.constants, opset_imports={"": 21, graph.QONNX: 1})
-    with pytest.raises(
-        UnsupportedError, match="input 'x' has no static shape\nhint: export it with fixed dimensions"
-    ):
+    with pytest.raises(UnsupportedError, match="input 'x' has no static shape\nhint: export it with fixed dimensions"):
         check(ir.Model(main, ir_version=10))
 
 

@@ -185,9 +185,7 @@ def test_lower_conv_leaves_alone() -> None:
     assert apply(LowerConv(), computed) == 0
 
 
-def _quant(
-    model_weights: np.ndarray, scale: object, bits: object, *, zero: object = 0.0, narrow: int = 0
-) -> ir.Model:
+def _quant(model_weights: np.ndarray, scale: object, bits: object, *, zero: object = 0.0, narrow: int = 0) -> ir.Model:
     net = Network(model_weights.shape[0])
     parts = [net.constant(np.asarray(part, np.float32)) for part in (model_weights, scale, zero, bits)]
     given = {"signed": 1, "narrow": narrow, "rounding_mode": "ROUND"}
@@ -223,9 +221,7 @@ def test_lower_scales(weights: object, scale: object, bits: object, found: list[
     np.testing.assert_array_equal(reference(model, np.eye(2, dtype=np.float32))[0], np.array(weights, np.float32))
 
 
-@pytest.mark.parametrize(
-    ("scale", "zero"), [([[0.3, 0.25]], 0.0), ([[0.5, 0.25]], 1.0), ([[4.0, 0.25]], 0.0)], ids=str
-)
+@pytest.mark.parametrize(("scale", "zero"), [([[0.3, 0.25]], 0.0), ([[0.5, 0.25]], 1.0), ([[4.0, 0.25]], 0.0)], ids=str)
 def test_lower_scales_leaves_alone(scale: object, zero: float) -> None:
     model = _quant(np.array([[0.5, 0.25], [-1.5, 0.75]], np.float32), scale, 3.0, zero=zero)
     before = listing(model)

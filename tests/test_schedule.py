@@ -108,9 +108,7 @@ def test_settings_override_any_key(key: str, value: str, expected: object) -> No
         ("quantization:\n  wieghts: [1, 0, 7]\n", 2, "quantization.wieghts", "weights"),
     ],
 )
-def test_a_misspelt_key_names_the_line_and_the_nearest(
-    text: str, at: int, key: str, near: str, tmp_path: Path
-) -> None:
+def test_a_misspelt_key_names_the_line_and_the_nearest(text: str, at: int, key: str, near: str, tmp_path: Path) -> None:
     error = refusal(text, tmp_path)
     assert error.message == f"unknown key '{key}'; did you mean '{near}'?"
     assert line(error) == at

@@ -165,9 +165,7 @@ def _join(parts: list[Part], split: str, directory: Path, seed: int) -> tuple[Fl
 def _seeds(parts: list[Part]) -> dict[str, dict[str, list[int]]]:
     """Return the seeds of every split and class."""
     return {
-        split: {
-            label: [part.seed for part in parts if (part.split, part.label) == (split, label)] for label in CLASSES
-        }
+        split: {label: [part.seed for part in parts if (part.split, part.label) == (split, label)] for label in CLASSES}
         for split in SPLITS
     }
 

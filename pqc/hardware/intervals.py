@@ -183,9 +183,7 @@ def convolve(x: Interval, weights: Interval, strides: Sequence[int], pads: Seque
         chosen = slice(group * channels, (group + 1) * channels)
         columns = [side[chosen].reshape(channels * side.shape[1], -1) for side in (low, high)]
         matrix = weights.low[group * rows : (group + 1) * rows].reshape(rows, -1)
-        parts.append(
-            weighted(Interval(columns[0], columns[1], x.fraction), Interval(matrix, matrix, weights.fraction))
-        )
+        parts.append(weighted(Interval(columns[0], columns[1], x.fraction), Interval(matrix, matrix, weights.fraction)))
     ones = [1] * len(spatial)
     return Sum(
         Interval(

@@ -136,7 +136,7 @@ def _image(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
 
 
 def _matmul(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
-    order = orders[_given(node.inputs[0])]
+    order = orders[graph.operand(node, 0)]
     _change_constant(node.inputs[1], lambda weights: weights[order])
     return np.arange(ranges[node.outputs[0]].shape[0])
 
@@ -145,18 +145,11 @@ def _same(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
     """Elementwise nodes and Flatten: the order of the input; a constant beside it follows."""
     found = [orders[value] for value in node.inputs if value in orders]
     if any(not np.array_equal(order, found[0]) for order in found):
-        raise UnsupportedError(
-            "it joins a flattened image and another vector", at=where(node), hint="flatten it later"
-        )
+        raise UnsupportedError("it joins a flattened image and another vector", at=where(node), hint="flatten it later")
     for value in node.inputs:
         if not is_quant(node) and value not in orders:
             _change_constant(value, lambda array: array.reshape(-1)[found[0]] if array.size > 1 else array)
     return found[0]
-
-
-def _given(value: ir.Value | None) -> ir.Value:
-    assert value is not None
-    return value
 
 
 def _change_constant(value: ir.Value | None, change: Callable[[np.ndarray], np.ndarray]) -> None:

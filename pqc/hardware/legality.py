@@ -78,9 +78,7 @@ def problems(model: ir.Model, io_type: str = "io_parallel") -> Iterator[Unsuppor
 def _input_problems(main: ir.Graph) -> Iterator[UnsupportedError]:
     if len(main.inputs) != 1:
         names = ", ".join(value.name or "" for value in main.inputs)
-        yield UnsupportedError(
-            f"{len(main.inputs)} inputs ({names}): only one is supported", hint="join them outside"
-        )
+        yield UnsupportedError(f"{len(main.inputs)} inputs ({names}): only one is supported", hint="join them outside")
         return
     source = main.inputs[0]
     users = [use.node for use in source.uses()]

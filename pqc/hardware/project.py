@@ -78,7 +78,9 @@ def write_project(
     layout.rename(model)
     records = derive(model, ranges)
     tables = {
-        node.name or "": table_for(node, ranges[_input(node)]).size for node in model.graph if node.op_type in REACH
+        node.name or "": table_for(node, ranges[graph.operand(node, 0)]).size
+        for node in model.graph
+        if node.op_type in REACH
     }
     fractions = [ranges[value].fraction for value in model.graph.outputs]
     order = layout.to_channels_last(model, ranges)
@@ -92,12 +94,6 @@ def write_project(
     with quiet(project.log):
         _convert(graph.to_proto(model), project, tables)
     return project
-
-
-def _input(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
 
 
 def to_json(records: list[TypeRecord]) -> str:

@@ -75,6 +75,12 @@ class ContinuousSparsificationMethod(Method):
     threshold_init: float = 0.0
     threshold_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.final_temp <= 0 or not np.isfinite(self.final_temp):
+            raise ValueError(f"final_temp is a positive number, not {self.final_temp}")
+        if not np.isfinite([self.threshold_init, self.threshold_decay]).all():
+            raise ValueError("threshold_init and threshold_decay are finite numbers")
+
     def states(self) -> tuple[State, ...]:
         start = self.threshold_init
         return (State("s", lambda weight: np.full(weight.shape, start, np.float32)),)

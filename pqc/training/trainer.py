@@ -51,9 +51,7 @@ def segments(schedule: Schedule) -> list[Segment]:
     plan += [("fine-tuning", 0, phases.fine_tuning)]
     rate = schedule.training.learning_rate
     return [
-        Segment(
-            stage, number, phase.epochs, curves.parse(rate if phase.learning_rate is None else phase.learning_rate)
-        )
+        Segment(stage, number, phase.epochs, curves.parse(rate if phase.learning_rate is None else phase.learning_rate))
         for stage, number, phase in plan
         if phase.epochs
     ]

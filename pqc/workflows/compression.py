@@ -233,9 +233,7 @@ class _Job:
     def train(self) -> ir.Model:
         """Compress, train, and write what came out."""
         with self.clock.part("compress", self.listener):
-            compressible, steps = compress(
-                self.model, self.plan, self.data.train, self.folder, verify_each=self.verify
-            )
+            compressible, steps = compress(self.model, self.plan, self.data.train, self.folder, verify_each=self.verify)
             graph.save(compressible, self.folder / "compressible.onnx")
         self.steps += steps
         with self.clock.part("train", self.listener):

@@ -45,9 +45,7 @@ def hls(
         arrays = data.read(data_path)
         name = str(model.graph.inputs[0].name)
         if name not in arrays:
-            raise DataError(
-                f"no array for the input '{name}'", at=str(data_path), hint=f"it has: {', '.join(arrays)}"
-            )
+            raise DataError(f"no array for the input '{name}'", at=str(data_path), hint=f"it has: {', '.join(arrays)}")
         samples = data.as_float(arrays[name])
     return record(handover.hls(model, out, samples=samples, backend=backend, io_type=io_type), backend, io_type)
 

@@ -1,0 +1,93 @@
+"""YAML that somebody else wrote: read without trust, with the line of every key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from pqc.errors import ScheduleError
+
+HINT = "docs/schedules.md shows a whole schedule"
+# What PyYAML lets through: numbers and dates that Python refuses, and nesting beyond its stack.
+_ERRORS = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
+
+
+class Document:
+    """A mapping and where its keys stand.
+
+    Args:
+        text: the YAML.
+        label: how errors name it.
+
+    Raises:
+        ScheduleError: not YAML, not a mapping, a key twice, or references.
+    """
+
+    def __init__(self, text: str, label: str) -> None:
+        self.label = label
+        try:
+            self._refuse_references(text)
+            self._root = yaml.compose(text, Loader=yaml.SafeLoader)
+            self.content: Any = yaml.safe_load(text)
+        except _ERRORS as error:
+            raise ScheduleError(f"not YAML: {_reason(error)}", at=self._mark(error), hint=HINT) from error
+        if not isinstance(self.content, dict):
+            raise ScheduleError("a schedule is a mapping of sections", at=label, hint=HINT)
+        self._refuse_twins(self._root)
+
+    def line(self, location: list[str]) -> int:
+        """The 1-based line of the deepest part of `location` that the file has."""
+        node: Any = self._root
+        line = node.start_mark.line
+        for part in location:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            pair = next(((key, value) for key, value in pairs if key.value == part), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line, pair[1]
+        return int(line) + 1
+
+    def _refuse_references(self, text: str) -> None:
+        """A few references can stand for more than memory holds, and no schedule needs them."""
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                place = f"{self.label}:{token.start_mark.line + 1}"
+                raise ScheduleError("references (*name) are not taken", at=place, hint="write the value out")
+
+    def _refuse_twins(self, node: Any) -> None:
+        if not isinstance(node, yaml.MappingNode):
+            return
+        seen: set[str] = set()
+        for key, value in node.value:
+            if str(key.value) in seen:
+                place = f"{self.label}:{key.start_mark.line + 1}"
+                raise ScheduleError(f"the key '{key.value}' is given twice", at=place, hint="keep one of them")
+            seen.add(str(key.value))
+            self._refuse_twins(value)
+
+    def _mark(self, error: Exception) -> str:
+        mark = getattr(error, "problem_mark", None)
+        return f"{self.label}:{mark.line + 1}" if mark is not None else self.label
+
+
+def value(text: str, key: str) -> Any:
+    """The value of one `--set key=text`.
+
+    Raises:
+        ScheduleError: not YAML.
+    """
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+            raise ValueError("references are not taken")
+        return yaml.safe_load(text)
+    except _ERRORS as error:
+        raise ScheduleError(
+            f"not YAML: {_reason(error)}", at=f"--set {key}", hint="quote text for the shell"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(getattr(error, "problem", None) or str(error).splitlines()[0])[:200]
