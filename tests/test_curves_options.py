@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_curve_stays_between_its_ends_and_never_turns(start: float, end: float
     assert all(low * (1 - 1e-9) <= value <= high * (1 + 1e-9) for value in values)
     sign = 1 if end >= start else -1
     slack = 1e-9 * high
-    assert all(sign * (b - a) >= -slack for a, b in zip(values, values[1:], strict=False))
+    assert all(sign * (b - a) >= -slack for a, b in itertools.pairwise(values))
 
 
 # Curves: errors
