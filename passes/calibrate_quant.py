@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from pqc import engine, graph, layers
+from pqc import data, engine, graph, layers
 from pqc.fixed_point import FixedPoint, fit
 from pqc.rewriting import CHANGES, Pass, explain
 from pqc.samples import sample
@@ -42,8 +42,8 @@ class CalibrateQuant(Pass):
     def _feeds(self, model: ir.Model) -> dict[str, np.ndarray]:
         feeds = sample(model, self.samples)
         if self.data:
-            with np.load(Path(self.data), allow_pickle=False) as arrays:
-                feeds |= {name: arrays[name][: self.samples] for name in feeds if name in arrays}
+            arrays = data.read(Path(self.data))
+            feeds |= {name: data.as_float(arrays[name][: self.samples]) for name in feeds if name in arrays}
         return feeds
 
 

@@ -21,6 +21,10 @@ class FixBatch(Pass):
 
     size: int = 1
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.size < 2**31:
+            raise ValueError(f"the batch size is a positive number, not {self.size}")
+
     def rewrite(self, model: ir.Model) -> int:
         changed = 0
         symbols: set[str] = set()

@@ -34,6 +34,7 @@ class InsertMasks(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         method = make_method(self.method, self.options)
+        layers.check_patterns(layers.layers(model.graph), self.exclude)
         wanted = {
             layer.weight: layer
             for layer in layers.layers(model.graph)

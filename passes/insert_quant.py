@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, layers, library
+from pqc.errors import UnsupportedError
 from pqc.fixed_point import FixedPoint
 from pqc.rewriting import CHANGES, Pass, explain
 
@@ -49,6 +50,8 @@ class InsertQuant(Pass):
 
     def _wanted(self, main: ir.Graph) -> Iterator[tuple[ir.Value, FixedPoint]]:
         found = layers.layers(main)
+        layers.check_patterns(found, self.exclude)
+        _refuse_branches(main)
         excluded = {layer.node for layer in found if layer.excluded(self.exclude)}
         seen: set[ir.Value] = set()
         for layer in found:
@@ -65,6 +68,16 @@ class InsertQuant(Pass):
         for value in main.outputs:
             if self.outputs is not None:
                 yield from _unquantized(_before_head(value), self.outputs, seen)
+
+
+def _refuse_branches(main: ir.Graph) -> None:
+    for node in main:
+        if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+            raise UnsupportedError(
+                f"{node.op_type} holds graphs of its own, which are not quantized",
+                at=f"node '{node.name}'",
+                hint="export without control flow",
+            )
 
 
 def _unquantized(

@@ -10,9 +10,14 @@ from onnx_ir.passes import common
 
 from pqc import graph, layers
 from pqc.errors import UnsupportedError
+from pqc.names import LAYOUT, OUTPUTS, RESERVED
 from pqc.rewriting import Pass, close, explain
 from pqc.shapes import infer_shapes
 
+WRONG_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 KNOWN_DOMAINS = ("", "ai.onnx", graph.QONNX)
 
 
@@ -21,7 +26,8 @@ class Normalize(Pass):
     """Bring a model into the one form that the other passes know.
 
     Any opset, Constant nodes, unnamed or doubly named nodes, Identity, unknown shapes → the newest opset that the
-    engine takes, initializers, unique names, no Identity, inferred shapes.
+    engine takes, initializers, unique names, no Identity, inferred shapes. Names that
+    training uses (loss, target, …) get a number.
     Leaves what computes alone; a newer version of an operator may round its last bits differently.
     """
 
@@ -31,6 +37,7 @@ class Normalize(Pass):
     def rewrite(self, model: ir.Model) -> int:
         before = _text(model)
         check_operators(model)
+        check_tensors(model.graph)
         _convert(model)
         for node in model.graph:
             if layers.is_quant(node):
@@ -42,6 +49,8 @@ class Normalize(Pass):
             library_pass(model)
         _drop_identities(model.graph)
         graph.remove_unused(model.graph)
+        if not model.metadata_props.keys() & {OUTPUTS, LAYOUT}:
+            _free_names(model.graph)
         _name(model.graph)
         if not _shapes_known(model.graph):
             infer_shapes(model)
@@ -57,11 +66,38 @@ def check_operators(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         own = (node.domain, node.op_type, node.overload) in model.functions
         known = own or node.domain.startswith("pqc.") or _known(node, model.graph.opset_imports.get("", graph.OPSET))
+        if not node.domain and node.op_type in RANDOM:
+            raise UnsupportedError(
+                f"{node.op_type} gives other numbers each time, and nothing could be compared",
+                at=f"node '{node.name or node.outputs[0].name}'",
+                hint="export the model in evaluation mode",
+            )
         if not known:
             raise UnsupportedError(
                 f"unknown operator {node.domain + '::' if node.domain else ''}{node.op_type}",
                 at=f"node '{node.name or node.outputs[0].name}'",
                 hint="export with standard ONNX operators",
+            )
+
+
+def check_tensors(main: ir.Graph) -> None:
+    """Refuse what no network can compute with here: other floats than float32, NaN, empty dimensions.
+
+    Raises:
+        UnsupportedError: names the value.
+    """
+    for value in graph.values(main):
+        if value.dtype in WRONG_FLOATS and not value.is_graph_output():
+            kind = str(value.dtype).lower()
+            hint = "export it with float32 weights and inputs"
+            raise UnsupportedError(f"'{value.name}' is {kind}; networks are float32 here", hint=hint)
+        if value.shape is not None and 0 in value.shape.dims and value.is_graph_input():
+            raise UnsupportedError(f"the input '{value.name}' is empty: its shape is {value.shape}")
+    for value in main.initializers.values():
+        array = graph.stored(value)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UnsupportedError(
+                f"'{value.name}' holds NaN or infinity", hint="export a model whose training went well"
             )
 
 
@@ -112,6 +148,13 @@ def _spell_quant(node: ir.Node) -> None:
     mode = str(node.attributes.get_string("rounding_mode", "ROUND")).upper()
     if mode != node.attributes.get_string("rounding_mode", ""):
         node.attributes["rounding_mode"] = ir.AttrString("rounding_mode", mode)
+
+
+def _free_names(main: ir.Graph) -> None:
+    """Number the values whose names training needs for itself."""
+    names = graph.Names(main)
+    for value in [value for value in graph.values(main) if value.name in RESERVED]:
+        value.name = names.new(str(value.name))
 
 
 def _name(main: ir.Graph) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from pqc.workflows.firmware import Backend, IoType
 
 ERRORS = Console(stderr=True, soft_wrap=True)
-OUTPUT = Console()
+# Where there is no terminal, tables are as wide as their words.
+OUTPUT = Console(width=None if sys.stdout.isatty() else 200)
 PATH = click.Path(path_type=Path)
 Verb = Callable[..., Any]
 
@@ -37,7 +40,7 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pqc")
-@click.option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks.")
+@click.option("-v", "--verbose", count=True, help="Say why passes change or leave nodes; -vv also shows tracebacks.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.pass_context
 def cli(context: click.Context, verbose: int, quiet: bool) -> None:
@@ -49,7 +52,9 @@ def cli(context: click.Context, verbose: int, quiet: bool) -> None:
       pqc run model.onnx --schedule cs --data folder --out build/mine
       pqc opt model.onnx -p 'normalize,insert-quant{weights=1,0,7}' -o quantized.onnx
     """
-    context.obj = {"verbose": verbose, "quiet": quiet}
+    context.obj = {"quiet": quiet}
+    if verbose:
+        _listen_to_explanations()
 
 
 def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -302,7 +307,12 @@ def diff(context: click.Context, a: str, b: str, data: Path | None, as_json: boo
 @click.argument("kind", type=click.Choice(["passes", "methods", "schedules", "models"]))
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def list_(kind: str, as_json: bool) -> None:
-    """List passes, methods, schedules or models."""
+    """List passes, methods, schedules or models.
+
+    \b
+    Example:
+      pqc list schedules
+    """
     from pqc import workflows
 
     found = workflows.catalogue(kind)
@@ -319,7 +329,12 @@ def list_(kind: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.pass_context
 def doctor(context: click.Context, repair: bool, as_json: bool) -> None:
-    """Check Python, the engine, the packages and the compiler; exits with 1 if something is wrong."""
+    """Check Python, the engine, the packages and the compiler; exits with 1 if something is wrong.
+
+    \b
+    Example:
+      pqc doctor --repair
+    """
     from pqc import workflows
 
     found = workflows.doctor(repair=repair)
@@ -391,22 +406,32 @@ def main() -> NoReturn:
         sys.exit(f"pqc needs Python 3.10 to 3.12 (its engine has no build beyond); this is {sys.version.split()[0]}")
     verbose = any(argument in ("-vv", "-vvv") for argument in sys.argv[1:]) or sys.argv.count("-v") > 1
     try:
-        cli.main(standalone_mode=False)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(UsageError.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        sys.exit(_fail(PqcError("stopped"), verbose))
+        click.echo("pqc: error: stopped", err=True)
+        sys.exit(1)
     except PqcError as error:
         sys.exit(_fail(error, verbose))
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody listens: spare the exit a second error
         sys.exit(1)
+    except MemoryError:
+        sys.exit(_fail(PqcError("there is not enough memory", hint="use a smaller model, batch or data set"), verbose))
+    except OSError as error:
+        place = str(error.filename) if error.filename else None
+        hint = "check the path, its permissions and the free space"
+        sys.exit(_fail(PqcError(error.strerror or str(error), at=place, hint=hint), verbose))
     except Exception as error:  # the last boundary: a user sees a paragraph, a developer -vv
         hint = "this is a defect of pqc; run again with -vv and report what it prints"
         sys.exit(_fail(PqcError(f"{type(error).__name__}: {error}", hint=hint), verbose))
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(error: PqcError, verbose: bool) -> int:

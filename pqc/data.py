@@ -133,6 +133,8 @@ def read(path: Path) -> Arrays:
     if not path.is_dir() and path.suffix not in SUFFIXES:
         hint = f"use .npy files or {', '.join(SUFFIXES)}"
         raise DataError(f"unknown data format '{path.suffix}'", at=str(path), hint=hint)
+    if not path.exists():
+        raise DataError("no such data file or folder", at=str(path), hint="give --data, or a reference model by name")
     try:
         if path.is_dir():
             return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(path.glob("*.npy"))}

@@ -68,11 +68,12 @@ def gradient_graph(proto: onnx.ModelProto, loss: str, parameters: Sequence[str])
 
 
 def _reason(error: Exception) -> str:
-    """The engine's message without the place in its source."""
+    """The engine's message without the places in its source."""
     text = " ".join(str(error).split()) or type(error).__name__
-    for mark in (" was false. ", "[ONNXRuntimeError] : "):
-        text = text.split(mark)[-1]
-    return text
+    text = text.split("[ONNXRuntimeError] : ")[-1]
+    if " was false. " in text:
+        text = text.split(" was false. ")[-1]
+    return text.split("/onnxruntime_src/")[0].removesuffix("Status Message: ").strip()[:300] or "no reason given"
 
 
 class Session:
@@ -86,9 +87,9 @@ class Session:
     """
 
     def __init__(self, model: ir.Model, *, device: str = "cpu", threads: int = 1, fuse: bool = True) -> None:
+        bindings()
         import onnxruntime as ort
 
-        bindings()
         linked = graph.copy(model)
         library.link(linked)
         options = ort.SessionOptions()

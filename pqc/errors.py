@@ -28,17 +28,18 @@ class PqcError(Exception):
 
     exit_code = 1
     label = "error"
+    advice = "run again with -vv to see where it comes from"
+    """The hint where none is given."""
 
     def __init__(self, message: str, *, at: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.at = at
-        self.hint = hint
+        self.hint = hint or self.advice
 
     def __str__(self) -> str:
         place = f"{self.at}: " if self.at else ""
-        hint = f"\nhint: {self.hint}" if self.hint else ""
-        return f"{place}{self.message}{hint}"
+        return f"{place}{self.message}\nhint: {self.hint}"
 
 
 class UsageError(PqcError):
@@ -46,63 +47,74 @@ class UsageError(PqcError):
 
     exit_code = 2
     label = "usage error"
+    advice = "see --help"
 
 
 class ScheduleError(PqcError):
     """A schedule file has a wrong key, type or value."""
 
     label = "schedule error"
+    advice = "docs/schedules.md shows a whole schedule"
 
 
 class GraphError(PqcError):
     """A model file or graph is broken."""
 
     label = "model error"
+    advice = "export the model again, with standard operators and float32 weights"
 
 
 class UnsupportedError(GraphError):
     """A valid model holds something that pqc or its target cannot take."""
 
     label = "unsupported model"
+    advice = "export the model without it"
 
 
 class PipelineError(PqcError):
     """The text of a pipeline cannot be parsed."""
 
     label = "pipeline error"
+    advice = "docs/passes.md has every pass and its options"
 
 
 class PassError(PqcError):
     """A pass failed, or its result is not what it declares."""
 
     label = "pass error"
+    advice = "docs/passes.md says what the pass needs"
 
 
 class DataError(PqcError):
     """Data do not fit the model."""
 
     label = "data error"
+    advice = "docs/data.md says what data look like"
 
 
 class TrainingError(PqcError):
     """Training diverged."""
 
     label = "training error"
+    advice = "lower training.learning_rate"
 
 
 class Interrupted(TrainingError):
     """Training was stopped by the user; its checkpoint can be resumed."""
 
     label = "interrupted"
+    advice = "the same command with --resume goes on from the checkpoint"
 
 
 class HardwareError(PqcError):
     """hls4ml, the C++ compiler or the emulation failed."""
 
     label = "hardware error"
+    advice = "the log is in the project's folder"
 
 
 class EnvironmentFault(PqcError):
     """A program is missing, or the wrong build of a package is in place."""
 
     label = "environment error"
+    advice = "run `pqc doctor`"

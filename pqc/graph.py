@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,8 @@ from onnx import external_data_helper
 
 from pqc import files
 from pqc.errors import GraphError, UnsupportedError
+
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # its warnings would end up among the words for the user
 
 OPSET = 21
 IR_VERSION = 10
@@ -34,9 +37,10 @@ def load(path: str | Path) -> ir.Model:
     _check_tensors(proto, path)
     _check_opset(proto, path)
     onnx.load_external_data_for_model(proto, str(path.parent))
+    _name_nodes(proto)
     try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GraphError(
             f"not a valid ONNX model: {_first_line(error)}", at=str(path), hint="export the model again"
         ) from error
@@ -66,6 +70,19 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 def copy(model: ir.Model) -> ir.Model:
     """An independent copy of `model`."""
     return ir.serde.deserialize_model(ir.serde.serialize_model(model))
+
+
+def _name_nodes(proto: onnx.ModelProto) -> None:
+    """Give nodes that share a name, or have none, one of their own: the engine and hls4ml go by names."""
+    taken = {node.name for node in proto.graph.node}
+    seen: set[str] = set()
+    for node in proto.graph.node:
+        wanted = node.name or f"{node.op_type}_{next(iter(node.output), '')}"
+        name, number = wanted, 1
+        while name in seen or (name != node.name and name in taken):
+            name, number = f"{wanted}_{number}", number + 1
+        node.name = name
+        seen.add(name)
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import onnx_ir as ir
 
+from pqc.errors import PassError
 from pqc.graph import QONNX, constant, operand
 from pqc.method import Method
 from pqc.methods import TABLE as METHODS
@@ -97,6 +98,18 @@ class MaskSite:
     product: ir.Node
     weight: ir.Value
     inputs: dict[str, ir.Value]
+
+
+def check_patterns(found: list[Layer], patterns: tuple[str, ...]) -> None:
+    """Refuse a pattern that meets no layer: it is a misspelling.
+
+    Raises:
+        PassError: names the pattern and the layers there are.
+    """
+    for pattern in patterns:
+        if not any(layer.excluded((pattern,)) for layer in found):
+            names = ", ".join(layer.name for layer in found)
+            raise PassError(f"no layer is named like '{pattern}'", hint=f"layers: {names[:500] or 'none'}")
 
 
 def is_quant(node: ir.Node | None) -> bool:

@@ -10,6 +10,11 @@ TARGET, LOSS = "target", "loss"
 THETA, NEXT, GRADIENT_SUFFIX = "theta", ".next", "_grad"
 RATE, LEARNING_RATE = "rate", "learning_rate"
 
+RESERVED = frozenset(
+    {TARGET, LOSS, THETA, RATE, LEARNING_RATE, "first_moment", "second_moment", "correction1", "correction2"}
+)
+"""Names of the training graph's own inputs and outputs."""
+
 OUTPUTS, LAYOUT, PIPELINE = "pqc.outputs", "pqc.layout", "pqc.pipeline"
 """Keys of a model's metadata: its own outputs, the slices of theta, the passes that made it."""
 

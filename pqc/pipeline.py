@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from pqc import engine, graph
 from pqc.errors import PassError, PipelineError, PqcError
-from pqc.names import PIPELINE
+from pqc.names import OUTPUTS, PIPELINE, RESERVED
 from pqc.options import field_types, nearest, quote, read, spell, split_words, unquote, write
 from pqc.passes import TABLE
 from pqc.rewriting import Meaning, Pass
@@ -67,7 +67,10 @@ def _parse_pass(text: str, start: int, end: int) -> Pass:
     if brace >= 0 and not text[brace:end].rstrip().endswith("}"):
         raise _error(text, end - 1, "expected a closing brace or a comma")
     options = {} if brace < 0 else _parse_options(text, brace + 1, text.rindex("}", brace, end), kind)
-    return kind(**options)
+    try:
+        return kind(**options)
+    except ValueError as error:
+        raise _error(text, stop, str(error)) from error
 
 
 def _parse_options(text: str, start: int, end: int, kind: type[Pass]) -> dict[str, object]:
@@ -180,6 +183,7 @@ def _measure(before: ir.Model, after: ir.Model, feeds: Mapping[str, np.ndarray],
     batch = batch_size(after) or VERIFY_BATCH
     arrays = {**sample(before, batch), **sample(after, batch)}
     arrays |= {name: np.resize(array, (batch, *array.shape[1:])) for name, array in feeds.items() if name in arrays}
+    _free_outputs(before, after)
     _expose(before, [str(value.name) for value in after.graph.outputs])
     old, new = (_evaluate(model, arrays) for model in (before, after))
     common = [name for name in old if name in new and old[name].shape == new[name].shape]
@@ -196,6 +200,13 @@ def _measure(before: ir.Model, after: ir.Model, feeds: Mapping[str, np.ndarray],
             hint=DEFECT,
         )
     return worst
+
+
+def _free_outputs(before: ir.Model, after: ir.Model) -> None:
+    """Follow outputs that had to give up a name that training uses."""
+    for old, new in zip(before.graph.outputs, after.graph.outputs, strict=False):
+        if old.name in RESERVED and new.name not in RESERVED and OUTPUTS not in before.metadata_props:
+            old.name = new.name
 
 
 def _expose(model: ir.Model, names: Sequence[str]) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
+from pqc.errors import UnsupportedError
+
 SEED = 20240229
+MAX_ELEMENTS = 2**28
 
 
 def sample(model: ir.Model, batch: int = 8, seed: int = SEED) -> dict[str, np.ndarray]:
@@ -24,6 +29,10 @@ def sample(model: ir.Model, batch: int = 8, seed: int = SEED) -> dict[str, np.nd
 def _array(value: ir.Value, batch: int, rng: np.random.Generator) -> np.ndarray:
     dims = value.shape.dims if value.shape is not None else ()
     shape = [dim if isinstance(dim, int) else batch for dim in dims]
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise UnsupportedError(
+            f"the input '{value.name}' of shape {shape} is too large", hint="export smaller dimensions"
+        )
     dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
     if np.issubdtype(dtype, np.floating):
         return rng.normal(0.0, 1.5, shape).astype(dtype)

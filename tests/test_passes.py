@@ -801,4 +801,6 @@ def test_attach_loss_refuses_an_output_of_unknown_rank() -> None:
     model = onnx_model("(float[n,2] x) => (y) { y = MatMul (x, w) }", w=W)
     with pytest.raises(UnsupportedError) as caught:
         TABLE["attach-loss"]().rewrite(model)
-    assert str(caught.value) == "output 'y': the first output is not a float tensor of known rank"
+    assert str(caught.value) == (
+        "output 'y': the first output is not a float tensor of known rank\nhint: export the model without it"
+    )

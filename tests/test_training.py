@@ -18,7 +18,7 @@ from pqc import data, graph, layers, metrics, pipeline, schedule, workflows
 from pqc.errors import Interrupted, TrainingError
 from pqc.models import TABLE
 from pqc.training import state as checkpoints
-from pqc.training.stages import values_of
+from pqc.training.stages import Stage, values_of
 from pqc.training.trainer import CHECKPOINT, Trainer, segments
 from pqc.workflows.compression import NORMALIZE, compress, finalize
 
@@ -146,6 +146,19 @@ def test_fine_tuning_keeps_the_mask(jets: Path, tmp_path: Path) -> None:
         assert not graph.stored(layer.weight)[dropped].any()
 
 
+def test_the_graphs_follow_the_annealed_controls(jets: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(jets, tmp_path)
+    stage = Stage(trainer.compressible, "training", trainer.schedule, trainer.state, batch=64)
+    losses = []
+    for beta in (1.0, 50.0):
+        stage.set_controls({"beta": beta})
+        assert stage.stepper.batch_arrays()["beta"] == np.float32(beta)
+        trainer.state.values["fc1.weight.s"][:] = 0.1
+        stage.stepper.load_state(stage._pack(trainer.state))
+        losses.append(stage.evaluate(trainer.data.validation).loss)
+    assert losses[0] != losses[1]
+
+
 def test_a_rate_of_zero_freezes_a_group(jets: Path, tmp_path: Path) -> None:
     trainer = make_trainer(jets, tmp_path, **{"training.rates": "{bias: 0.0}"})
     start = {name: array.copy() for name, array in trainer.state.values.items()}
@@ -195,7 +208,7 @@ def test_interrupting_leaves_a_checkpoint(jets: Path, tmp_path: Path) -> None:
 
     trainer = make_trainer(jets, tmp_path)
     trainer.progress = Impatient()
-    with pytest.raises(Interrupted, match="stopped after 2 of 5 epochs"):
+    with pytest.raises(Interrupted, match="stopped after 1 of 5 epochs"):
         trainer.train()
     assert checkpoints.load(tmp_path / CHECKPOINT).position.epochs == 1
 

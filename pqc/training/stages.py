@@ -59,7 +59,10 @@ class Stage:
         self.loss_name = schedule.training.loss
         start = graph.copy(compressible)
         set_values(start, state.values)
-        pipeline.run(start, _join(STAGES[name], forward_pipeline(schedule)))
+        if STAGES[name]:
+            pipeline.run(start, STAGES[name])
+        self._control_names = {name: str(value.name) for name, value in layers.controls(start.graph).items()}
+        pipeline.run(start, forward_pipeline(schedule))
         self.layout = layout(start)
         self._outputs = [value.name for value in start.graph.outputs]
         self._threshold = metrics.threshold(start.graph)
@@ -78,7 +81,7 @@ class Stage:
 
     def set_controls(self, controls: Mapping[str, float]) -> None:
         """Set the annealed scalars for training and evaluation."""
-        self.controls = {name: value for name, value in controls.items() if name in self._evaluator.input_names()}
+        self.controls = {self._control_names[name]: controls[name] for name in controls if name in self._control_names}
         self.stepper.set_controls(self.controls)
 
     def evaluate(self, split: Split) -> Evaluation:
@@ -135,10 +138,6 @@ def step_pipeline(schedule: Schedule, batch: int) -> str:
     extra = f" options={write(options)}" if options else ""
     attach = f"attach-optimizer{{optimizer={optimizer.name}{extra}}}"
     return f"lower-quant,batch-parameters,fix-batch{{size={batch}}},differentiate,{attach}"
-
-
-def _join(*texts: str) -> str:
-    return ",".join(text for text in texts if text)
 
 
 def values_of(model: ir.Model) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,19 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: str = ""
 
+    def belongs_to(self, fingerprint: str, path: Path) -> None:
+        """Refuse to go on with a run of something else.
+
+        Raises:
+            TrainingError: the fingerprints differ.
+        """
+        if self.fingerprint != fingerprint:
+            raise TrainingError(
+                "the checkpoint belongs to another schedule, model or data",
+                at=str(path),
+                hint="run without --resume, or with what the run was started with",
+            )
+
     def advance(self, **changes: int) -> None:
         """Move the position."""
         self.position = replace(self.position, **changes)
@@ -73,13 +87,23 @@ def load(path: Path) -> TrainingState:
         TrainingError: the file is missing, damaged or no checkpoint.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(arrays.pop("header").tobytes())
-        position = Position(**header["position"])
+        position = Position(**{name: int(number) for name, number in header["position"].items()})
+        history, fingerprint = [dict(record) for record in header["history"]], str(header["fingerprint"])
     except FileNotFoundError as error:
         raise TrainingError("there is no checkpoint to resume", at=str(path), hint="run without --resume") from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise TrainingError("the checkpoint is damaged", at=str(path), hint="run without --resume") from error
     moments: dict[str, Arrays] = {}
     for name, array in arrays.items():
@@ -91,8 +115,8 @@ def load(path: Path) -> TrainingState:
         moments=moments,
         snapshot=_section(arrays, "snapshot/"),
         position=position,
-        history=header["history"],
-        fingerprint=header["fingerprint"],
+        history=history,
+        fingerprint=fingerprint,
     )
 
 

@@ -104,12 +104,10 @@ class Trainer:
             TrainingError: there is none, or it belongs to another run.
         """
         found = checkpoints.load(self.path)
-        if found.fingerprint != self.state.fingerprint:
-            raise TrainingError(
-                "the checkpoint belongs to another schedule, model or data",
-                at=str(self.path),
-                hint="run without --resume, or with what the run was started with",
-            )
+        found.belongs_to(self.state.fingerprint, self.path)
+        shapes = {name: array.shape for name, array in self.state.values.items()}
+        if {name: array.shape for name, array in found.values.items()} != shapes:
+            raise TrainingError("the checkpoint is damaged", at=str(self.path), hint="run without --resume")
         self.state = found
 
     def train(self) -> ir.Model:
@@ -124,7 +122,7 @@ class Trainer:
             for number in range(self.state.position.segment, len(self.segments)):
                 self._segment(number)
         except KeyboardInterrupt:
-            done = len(self.state.history)
+            done = len(checkpoints.load(self.path).history)
             raise Interrupted(
                 f"stopped after {done} of {self.total_epochs()} epochs",
                 at=str(self.path),

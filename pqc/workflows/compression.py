@@ -16,16 +16,19 @@ import onnx_ir as ir
 
 from pqc import data, engine, files, graph, metrics, pipeline, schedule
 from pqc.data import Dataset, Split
-from pqc.errors import DataError
+from pqc.errors import DataError, UnsupportedError
 from pqc.options import quote, write
 from pqc.schedule import Schedule
-from pqc.training.trainer import Progress, Trainer
+from pqc.training import state as checkpoints
+from pqc.training.trainer import CHECKPOINT, Progress, Trainer
 from pqc.workflows.environment import require_compiler, versions
 from pqc.workflows.firmware import Backend, IoType, record
 from pqc.workflows.sources import Source
 
 NORMALIZE = "normalize,fold-constants,fold-batchnorm,lower-gemm"
 FINALIZE = "freeze-masks,fold-masks,fold-quant,strip-training,normalize"
+RESULTS = ("trained.onnx", "clean.onnx", "history.json", "summary.json", "report.html")
+"""What an earlier run in the same folder may have left; a new one must not be read with it."""
 CALIBRATION_ROWS, VERIFY_ROWS = 4096, 64
 CHEAP_ELEMENTS = 1_000_000
 
@@ -220,6 +223,7 @@ class _Job:
             require_compiler()
         model = source.load()
         steps = pipeline.run(model, NORMALIZE, verify_each=options.verify_each is not False)
+        check_inputs(model)
         where = data_path or source.data
         if where is None:
             raise DataError("there are no data to train on", hint="give --data; see docs/data.md for the formats")
@@ -227,11 +231,19 @@ class _Job:
         dataset = data.load(
             where, model.graph, labels=labels, validation=plan.training.validation, seed=plan.training.seed
         )
-        files.write_text(folder / "schedule.yaml", plan.text())
+        check_outputs(model, labels)
         return cls(source, plan, dataset, model, folder, options, listener, steps)
 
     def train(self) -> ir.Model:
         """Compress, train, and write what came out."""
+        fingerprint = self._fingerprint()
+        resume = self.options.resume and (self.folder / CHECKPOINT).exists()
+        if resume:
+            checkpoints.load(self.folder / CHECKPOINT).belongs_to(fingerprint, self.folder / CHECKPOINT)
+        else:
+            for name in RESULTS:
+                (self.folder / name).unlink(missing_ok=True)
+        files.write_text(self.folder / "schedule.yaml", self.plan.text())
         with self.clock.part("compress", self.listener):
             compressible, steps = compress(self.model, self.plan, self.data.train, self.folder, verify_each=self.verify)
             graph.save(compressible, self.folder / "compressible.onnx")
@@ -245,9 +257,9 @@ class _Job:
                 progress=self.listener,
                 device=self.options.device,
                 threads=self.options.threads,
-                fingerprint=self._fingerprint(compressible),
+                fingerprint=fingerprint,
             )
-            if self.options.resume and trainer.path.exists():
+            if resume:
                 trainer.resume()
             trained = trainer.train()
         self.history = trainer.state.history
@@ -255,11 +267,12 @@ class _Job:
         graph.save(trained, self.folder / "trained.onnx")
         return trained
 
-    def _fingerprint(self, compressible: ir.Model) -> str:
-        """A hash of the schedule, the graph with its weights, and the training rows."""
+    def _fingerprint(self) -> str:
+        """A hash of the schedule, the normalized graph with its weights, and the training rows."""
         digest = hashlib.sha256(self.plan.fingerprint().encode())
-        for value in compressible.graph.initializers.values():
+        for value in self.model.graph.initializers.values():
             digest.update(f"{value.name}".encode() + graph.stored(value).tobytes())
+        digest.update(pipeline.to_text(self.model).encode())
         inputs, target = self.data.train.take(np.arange(0, len(self.data.train), 97))
         for array in (*inputs.values(), target, self.data.train.rows):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -332,6 +345,38 @@ class _Job:
             target=self.data.test.target[self.data.test.rows],
             scores={"float": outputs(self.model, self.data.test), "clean": outputs(clean, self.data.test)},
             class_names=self.source.classes,
+        )
+
+
+def check_inputs(model: ir.Model) -> None:
+    """Refuse inputs that training cannot feed.
+
+    Raises:
+        UnsupportedError: an input is not float32, or its batch size is fixed.
+    """
+    for value in model.graph.inputs:
+        if value.dtype != ir.DataType.FLOAT:
+            raise UnsupportedError(f"the input '{value.name}' is {value.dtype}; training feeds float32")
+        if value.shape is None or not len(value.shape) or isinstance(value.shape[0], int):
+            raise UnsupportedError(
+                f"the batch size of the input '{value.name}' is fixed: its shape is {value.shape}",
+                hint="export with a dynamic batch dimension (dynamic_axes in PyTorch's exporter)",
+            )
+
+
+def check_outputs(model: ir.Model, labels: bool) -> None:
+    """Refuse a first output that does not have one row for each row of the inputs.
+
+    Raises:
+        UnsupportedError: names the output and its shape.
+    """
+    output = model.graph.outputs[0]
+    rank = 2 if labels else 1
+    if output.shape is None or len(output.shape) < rank or isinstance(output.shape[0], int):
+        wanted = "[rows, classes]" if labels else "[rows, …]"
+        raise UnsupportedError(
+            f"the output '{output.name}' has the shape {output.shape}, and {wanted} is needed",
+            hint="give out one row of scores for each input row",
         )
 
 
