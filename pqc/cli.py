@@ -14,19 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from pqc import __version__
+from pqc import __version__, tables
 from pqc.errors import PqcError, UsageError
 
 if TYPE_CHECKING:
     from pqc.workflows.firmware import Backend, IoType
 
-ERRORS = Console(stderr=True, soft_wrap=True)
-# Where there is no terminal, tables are as wide as their words.
-OUTPUT = Console(width=None if sys.stdout.isatty() else 200)
 PATH = click.Path(path_type=Path)
 Verb = Callable[..., Any]
 
@@ -130,7 +125,7 @@ def run(
     finally:
         reporter.close()
     if not flags["quiet"]:
-        _say_summary(summary, out)
+        tables.say_summary(summary, out)
     click.echo(out / "summary.json")
 
 
@@ -180,7 +175,7 @@ def finalize(model: str, out: Path) -> None:
 
     clean, steps = workflows.finalize(workflows.resolve(model).load())
     graph.save(clean, out)
-    _say_steps(steps)
+    tables.say_steps(steps)
     click.echo(out)
 
 
@@ -208,7 +203,7 @@ def hls(
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
-        _say_precisions(result)
+        tables.say_precisions(result)
         click.echo(f"{result['mismatches']} mismatches in {result['samples']} samples")
     context.exit(1 if result["mismatches"] else 0)
 
@@ -243,13 +238,13 @@ def opt(
         _listen_to_explanations()
 
     def print_graph(one: Any, changed: Any) -> None:
-        ERRORS.print(Text(f"// after {one.title}\n{pipeline.to_text(changed)}"))
+        tables.ERRORS.print(Text(f"// after {one.title}\n{pipeline.to_text(changed)}"))
 
     result, steps = workflows.opt(
         model, passes, out, verify_each=verify_each, after_change=print_graph if print_after_change else None
     )
     if timing or verify_each:
-        _say_steps(steps)
+        tables.say_steps(steps)
     click.echo(pipeline.to_text(result) if out is None else out)
 
 
@@ -271,12 +266,12 @@ def show(model: str, as_json: bool) -> None:
         return
     for key in ("inputs", "outputs"):
         for value in found[key]:
-            OUTPUT.print(Text(f"{key[:-1]:8}{value['name']}: {value['type']} {value['shape']}"))
+            tables.OUTPUT.print(Text(f"{key[:-1]:8}{value['name']}: {value['type']} {value['shape']}"))
     names = ", ".join(f"{count} {name}" for name, count in found["operators"].items())
-    OUTPUT.print(Text(f"opset   {found['opset']}\nnodes   {names}"))
-    _layer_table(found["layers"])
+    tables.OUTPUT.print(Text(f"opset   {found['opset']}\nnodes   {names}"))
+    tables.layer_table(found["layers"])
     share = f"{100 * found['keep_ratio']:.2f} % of the weights are not zero"
-    OUTPUT.print(Text(f"{found['parameters']} parameters, {share}, {found['ebops']:,} EBOPs"))
+    tables.OUTPUT.print(Text(f"{found['parameters']} parameters, {share}, {found['ebops']:,} EBOPs"))
 
 
 @cli.command()
@@ -351,7 +346,7 @@ def doctor(context: click.Context, repair: bool, as_json: bool) -> None:
 def _reporter(flags: dict[str, Any]) -> Any:
     from pqc.progress import Reporter
 
-    return Reporter(ERRORS, quiet=flags["quiet"])
+    return Reporter(tables.ERRORS, quiet=flags["quiet"])
 
 
 def _listen_to_explanations() -> None:
@@ -360,44 +355,6 @@ def _listen_to_explanations() -> None:
     logger = logging.getLogger("pqc.explain")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-
-
-def _say_steps(steps: list[Any]) -> None:
-    table = Table("pass", "changed", "ms", "difference")
-    for step in steps:
-        difference = "" if step.difference is None else f"{step.difference:.3g}"
-        table.add_row(Text(step.text), str(step.changed), f"{1000 * step.seconds:.1f}", difference)
-    ERRORS.print(table)
-
-
-def _layer_table(layers: list[dict[str, Any]]) -> None:
-    table = Table("layer", "operator", "shape", "nonzero", "weight bits", "bias bits", "input bits", "EBOPs")
-    for one in layers:
-        shape = "x".join(str(dim) for dim in one["shape"])
-        nonzero = f"{one['nonzero']}/{one['weights']}"
-        bits = [str(one[f"bits_{what}"]) for what in ("weight", "bias", "input")]
-        table.add_row(Text(one["name"]), one["operator"], shape, nonzero, *bits, f"{one['ebops']:,}")
-    OUTPUT.print(table)
-
-
-def _say_precisions(result: dict[str, Any]) -> None:
-    table = Table("layer", "tensor", "type")
-    for one in result["precisions"]:
-        table.add_row(Text(str(one["layer"])), str(one["tensor"]), Text(str(one["type"])))
-    ERRORS.print(table)
-
-
-def _say_summary(summary: dict[str, Any], out: Path) -> None:
-    name = summary["metric"]
-    table = Table("model", name)
-    for key in ("float", "trained", "clean", "hls"):
-        if summary.get(key):
-            table.add_row(key, f"{summary[key][name]:.4f}")
-    ERRORS.print(table)
-    ERRORS.print(f"{100 * summary['keep_ratio']:.2f} % of the weights remain, {summary['ebops']:,} EBOPs")
-    if summary.get("hls"):
-        ERRORS.print(f"{summary['hls']['mismatches']} mismatches in {summary['hls']['samples']} samples")
-    ERRORS.print(Text(f"report: {out / 'report.html'}   ({summary['seconds']:.0f} s)"))
 
 
 def main() -> NoReturn:

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from pqc import engine, graph
-from pqc.errors import PassError, PipelineError, PqcError
+from pqc.errors import GraphError, PassError, PipelineError, PqcError
 from pqc.names import OUTPUTS, PIPELINE, RESERVED
 from pqc.options import field_types, nearest, quote, read, spell, split_words, unquote, write
 from pqc.passes import TABLE
@@ -161,8 +161,6 @@ def run(
 def _apply(one: Pass, model: ir.Model, so_far: Sequence[Pass]) -> int:
     try:
         changed = one.rewrite(model)
-        verify(model)
-        return changed
     except PqcError:
         raise
     except Exception as error:  # the one boundary: any failure of a pass names the pass and how to repeat it
@@ -170,6 +168,14 @@ def _apply(one: Pass, model: ir.Model, so_far: Sequence[Pass]) -> int:
             f"'{one.title}' failed: {type(error).__name__}: {error}",
             hint=f"this is a defect of pqc; report it with the model and: pqc opt -p '{unparse(so_far)}'",
         ) from error
+    try:
+        verify(model)
+    except GraphError as error:
+        raise PassError(
+            f"'{one.title}' left a graph in which {error.message}",
+            hint=f"this is a defect of pqc; report it with the model and: pqc opt -p '{unparse(so_far)}'",
+        ) from error
+    return changed
 
 
 def _remember(model: ir.Model, passes: Sequence[Pass]) -> None:

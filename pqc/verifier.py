@@ -24,7 +24,7 @@ def verify(model: ir.Model) -> None:
     """
     for check in CHECKS:
         for problem in check(model.graph):
-            raise GraphError(problem, at=(check.__doc__ or "").strip())
+            raise GraphError(problem)
     if any(not node.domain and node.op_type in ENGINE_OPERATORS for node in model.graph):
         return
     try:

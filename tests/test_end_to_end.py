@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from pqc import graph, workflows
+from pqc import engine, graph, workflows
 from pqc.hardware.compare import reference
 from pqc.hardware.handover import prepare
 from pqc.models import TABLE
@@ -74,7 +74,7 @@ def test_the_clean_model_is_plain_qonnx_and_exact_in_its_executor(demo: tuple[Pa
         x = arrays["x"][:3000].astype(np.float32)
     logits, head = prepare(clean)
     assert head == "Softmax"
-    ours = workflows.compression.engine.evaluate(logits, {"x": x})["probabilities"]
+    ours = engine.evaluate(logits, {"x": x})["probabilities"]
     assert np.array_equal(reference(logits, x)[0], ours)
 
 

@@ -174,7 +174,7 @@ def test_the_clean_model_computes_what_was_trained(jets: Path, tmp_path: Path) -
     hard = graph.copy(trained)
     metrics.harden(hard.graph)
     test = trainer.data.test
-    a, b = (workflows.compression.outputs(model, test) for model in (hard, clean))
+    a, b = (workflows.checks.outputs(model, test) for model in (hard, clean))
     assert np.array_equal(a, b)
     assert not clean.functions
 

@@ -1,9 +1,11 @@
 """What pqc does for a user: one function per verb of the command line."""
 
-from pqc.workflows.compression import RunOptions, compress, finalize, load_plan, run, train
+from pqc.workflows.compression import compress, finalize
 from pqc.workflows.environment import doctor
 from pqc.workflows.firmware import hls
 from pqc.workflows.inspection import diff, opt, show
+from pqc.workflows.job import RunOptions
+from pqc.workflows.running import load_plan, run, train
 from pqc.workflows.sources import Source, catalogue, resolve
 
 __all__ = [

@@ -1,0 +1,57 @@
+"""Tables and sentences for a terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+ERRORS = Console(stderr=True, soft_wrap=True)
+# Where there is no terminal, tables are as wide as their words.
+OUTPUT = Console(width=None if sys.stdout.isatty() else 200)
+
+
+def say_steps(steps: list[Any]) -> None:
+    """What each pass did, on standard error."""
+    table = Table("pass", "changed", "ms", "difference")
+    for step in steps:
+        difference = "" if step.difference is None else f"{step.difference:.3g}"
+        table.add_row(Text(step.text), str(step.changed), f"{1000 * step.seconds:.1f}", difference)
+    ERRORS.print(table)
+
+
+def layer_table(layers: list[dict[str, Any]]) -> None:
+    """The layers of a model, on standard output."""
+    table = Table("layer", "operator", "shape", "nonzero", "weight bits", "bias bits", "input bits", "EBOPs")
+    for one in layers:
+        shape = "x".join(str(dim) for dim in one["shape"])
+        nonzero = f"{one['nonzero']}/{one['weights']}"
+        bits = [str(one[f"bits_{what}"]) for what in ("weight", "bias", "input")]
+        table.add_row(Text(one["name"]), one["operator"], shape, nonzero, *bits, f"{one['ebops']:,}")
+    OUTPUT.print(table)
+
+
+def say_precisions(result: dict[str, Any]) -> None:
+    """The derived types, on standard error."""
+    table = Table("layer", "tensor", "type")
+    for one in result["precisions"]:
+        table.add_row(Text(str(one["layer"])), str(one["tensor"]), Text(str(one["type"])))
+    ERRORS.print(table)
+
+
+def say_summary(summary: dict[str, Any], out: Path) -> None:
+    """What a run found, on standard error."""
+    name = summary["metric"]
+    table = Table("model", name)
+    for key in ("float", "trained", "clean", "hls"):
+        if summary.get(key):
+            table.add_row(key, f"{summary[key][name]:.4f}")
+    ERRORS.print(table)
+    ERRORS.print(f"{100 * summary['keep_ratio']:.2f} % of the weights remain, {summary['ebops']:,} EBOPs")
+    if summary.get("hls"):
+        ERRORS.print(f"{summary['hls']['mismatches']} mismatches in {summary['hls']['samples']} samples")
+    ERRORS.print(Text(f"report: {out / 'report.html'}   ({summary['seconds']:.0f} s)"))

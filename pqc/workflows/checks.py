@@ -1,0 +1,52 @@
+"""What training and measuring need of a model's inputs and outputs, and its outputs on data."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import engine
+from pqc.data import Split
+from pqc.errors import UnsupportedError
+
+
+def check_inputs(model: ir.Model) -> None:
+    """Refuse inputs that training cannot feed.
+
+    Raises:
+        UnsupportedError: an input is not float32, or its batch size is fixed.
+    """
+    for value in model.graph.inputs:
+        if value.dtype != ir.DataType.FLOAT:
+            raise UnsupportedError(f"the input '{value.name}' is {value.dtype}; training feeds float32")
+        if value.shape is None or not len(value.shape) or isinstance(value.shape[0], int):
+            raise UnsupportedError(
+                f"the batch size of the input '{value.name}' is fixed: its shape is {value.shape}",
+                hint="export with a dynamic batch dimension (dynamic_axes in PyTorch's exporter)",
+            )
+
+
+def check_outputs(model: ir.Model, labels: bool) -> None:
+    """Refuse a first output that does not have one row for each row of the inputs.
+
+    Raises:
+        UnsupportedError: names the output and its shape.
+    """
+    output = model.graph.outputs[0]
+    rank = 2 if labels else 1
+    if output.shape is None or len(output.shape) < rank or isinstance(output.shape[0], int):
+        wanted = "[rows, classes]" if labels else "[rows, …]"
+        raise UnsupportedError(
+            f"the output '{output.name}' has the shape {output.shape}, and {wanted} is needed",
+            hint="give out one row of scores for each input row",
+        )
+
+
+def outputs(model: ir.Model, split: Split, rows: int = 4096) -> np.ndarray:
+    """The model's first output [rows, ...] on all of `split`."""
+    session = engine.Session(model)
+    pieces = []
+    for start in range(0, len(split), rows):
+        inputs, _ = split.take(np.arange(start, min(start + rows, len(split))))
+        pieces.append(session.run(inputs)[session.outputs[0]])
+    return np.concatenate(pieces)

@@ -1,0 +1,237 @@
+"""One run: what was read, and what its parts hand to each other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import data, engine, files, graph, metrics, pipeline
+from pqc.data import Dataset
+from pqc.errors import DataError
+from pqc.schedule import Schedule
+from pqc.training import state as checkpoints
+from pqc.training.trainer import CHECKPOINT, Progress, Trainer
+from pqc.workflows.checks import check_inputs, check_outputs, outputs
+from pqc.workflows.compression import NORMALIZE, compress, is_cheap
+from pqc.workflows.environment import require_compiler, versions
+from pqc.workflows.firmware import Backend, IoType, record
+from pqc.workflows.sources import Source
+
+RESULTS = ("trained.onnx", "clean.onnx", "history.json", "summary.json", "report.html")
+"""What an earlier run in the same folder may have left; a new one must not be read with it."""
+
+
+class Listener(Progress, Protocol):
+    """Who is told how a run goes."""
+
+    def stage(self, name: str) -> None:
+        """A part of the run begins."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run works, as against what it computes.
+
+    Args:
+        resume: go on from the checkpoint in the output folder, or from the start where there is none yet.
+        verify_each: check each pass by running the model before and after; None means where it is cheap.
+        hls: make, compile and compare the firmware project.
+        backend: hls4ml's backend, `Vitis` or `Vivado`.
+        io_type: `io_parallel` or `io_stream`.
+        device: `cpu` or `cuda`.
+        threads: threads inside an operator.
+    """
+
+    resume: bool = False
+    verify_each: bool | None = None
+    hls: bool = True
+    backend: Backend = "Vitis"
+    io_type: IoType = "io_parallel"
+    device: str = "cpu"
+    threads: int = 1
+
+
+@dataclass
+class _Clock:
+    """Seconds by part of a run."""
+
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str, listener: Listener | None) -> Iterator[None]:
+        if listener is not None:
+            listener.stage(name)
+        start = time.perf_counter()
+        yield
+        self.timings[name] = time.perf_counter() - start
+
+
+class Job:
+    """One run: what was read, and what the parts hand to each other."""
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Schedule,
+        dataset: Dataset,
+        model: ir.Model,
+        folder: Path,
+        options: RunOptions,
+        listener: Listener | None,
+        steps: list[pipeline.Step],
+    ) -> None:
+        self.source, self.plan, self.data, self.model = source, plan, dataset, model
+        self.folder, self.options, self.listener = folder, options, listener
+        self.steps = steps
+        self.clock = _Clock()
+        self.history: list[dict[str, Any]] = []
+        self.verify = is_cheap(model) if options.verify_each is None else options.verify_each
+
+    @classmethod
+    def start(
+        cls,
+        source: Source,
+        plan: Schedule,
+        data_path: Path | None,
+        folder: Path,
+        options: RunOptions,
+        listener: Listener | None,
+    ) -> Job:
+        """Read the model and the data, and normalize."""
+        engine.bindings()
+        engine.providers(options.device)
+        if options.hls:
+            require_compiler()
+        model = source.load()
+        steps = pipeline.run(model, NORMALIZE, verify_each=options.verify_each is not False)
+        check_inputs(model)
+        where = data_path or source.data
+        if where is None:
+            raise DataError("there are no data to train on", hint="give --data; see docs/data.md for the formats")
+        labels = plan.training.loss == "cross-entropy"
+        dataset = data.load(
+            where, model.graph, labels=labels, validation=plan.training.validation, seed=plan.training.seed
+        )
+        check_outputs(model, labels)
+        return cls(source, plan, dataset, model, folder, options, listener, steps)
+
+    def train(self) -> ir.Model:
+        """Compress, train, and write what came out."""
+        fingerprint = self._fingerprint()
+        resume = self.options.resume and (self.folder / CHECKPOINT).exists()
+        if resume:
+            checkpoints.load(self.folder / CHECKPOINT).belongs_to(fingerprint, self.folder / CHECKPOINT)
+        files.write_text(self.folder / "schedule.yaml", self.plan.text())
+        for name in () if resume else RESULTS:
+            (self.folder / name).unlink(missing_ok=True)
+        with self.clock.part("compress", self.listener):
+            compressible, steps = compress(self.model, self.plan, self.data.train, self.folder, verify_each=self.verify)
+            graph.save(compressible, self.folder / "compressible.onnx")
+        self.steps += steps
+        with self.clock.part("train", self.listener):
+            trainer = Trainer(
+                compressible,
+                self.plan,
+                self.data,
+                self.folder,
+                progress=self.listener,
+                device=self.options.device,
+                threads=self.options.threads,
+                fingerprint=fingerprint,
+            )
+            if resume:
+                trainer.resume()
+            trained = trainer.train()
+        self.history = trainer.state.history
+        files.write_text(self.folder / "history.json", json.dumps(self.history, indent=1))
+        graph.save(trained, self.folder / "trained.onnx")
+        return trained
+
+    def _fingerprint(self) -> str:
+        """A hash of the schedule, the normalized graph with its weights, and the training rows."""
+        digest = hashlib.sha256(self.plan.fingerprint().encode())
+        for value in self.model.graph.initializers.values():
+            digest.update(f"{value.name}".encode() + graph.stored(value).tobytes())
+        digest.update(pipeline.to_text(self.model).encode())
+        inputs, target = self.data.train.take(np.arange(0, len(self.data.train), 97))
+        for array in (*inputs.values(), target, self.data.train.rows):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def accuracy(self, model: ir.Model) -> tuple[float, np.ndarray]:
+        """The metric on the test rows, and the first output it comes from."""
+        output = outputs(model, self.data.test)
+        return self._metric(output, metrics.threshold(model.graph)), output
+
+    def _metric(self, output: np.ndarray, threshold: float = 0.0) -> float:
+        return metrics.metric(self.plan.training.loss, output, self.data.test.target[self.data.test.rows], threshold)
+
+    def summary(self, trained: ir.Model, clean: ir.Model) -> dict[str, Any]:
+        """What the run found, but for the firmware."""
+        name = metrics.metric_name(self.plan.training.loss)
+        hard = graph.copy(trained)
+        metrics.harden(hard.graph)
+        scores = {"float": self.model, "trained": hard, "clean": clean}
+        found = {key: self.accuracy(model) for key, model in scores.items()}
+        costs = metrics.Probe(clean).costs({})
+        return {
+            "model": self.source.name,
+            "schedule": self.plan.name,
+            "data": self.data.source,
+            "metric": name,
+            **{key: {name: value} for key, (value, _) in found.items()},
+            "clean_equals_trained": bool(np.array_equal(found["trained"][1], found["clean"][1])),
+            "test_rows": len(self.data.test),
+            "keep_ratio": metrics.keep_ratio(costs),
+            "ebops": metrics.ebops(costs),
+            "layers": [cost.record() for cost in costs],
+            "passes": [vars(step) for step in self.steps],
+            "epochs": len(self.history),
+            "seed": self.plan.training.seed,
+            "device": self.options.device,
+            "threads": self.options.threads,
+            "versions": versions(),
+        }
+
+    def firmware(self, clean: ir.Model) -> dict[str, Any]:
+        """Make the project, compile it, and compare it on every test row."""
+        from pqc.hardware.handover import hls
+
+        with self.clock.part("hls", self.listener):
+            inputs, _ = self.data.test.all()
+            result = hls(
+                clean,
+                self.folder / "hls",
+                samples=next(iter(inputs.values())),
+                backend=self.options.backend,
+                io_type=self.options.io_type,
+            )
+        return {
+            metrics.metric_name(self.plan.training.loss): self._metric(result.outputs),
+            **record(result, self.options.backend, self.options.io_type),
+        }
+
+    def report(self, summary: dict[str, Any], trained: ir.Model, clean: ir.Model) -> None:
+        """Write `summary.json` and `report.html`."""
+        from pqc.report import page
+
+        files.write_text(self.folder / "summary.json", json.dumps(summary, indent=2))
+        page.write(
+            self.folder,
+            summary,
+            self.history,
+            weights=metrics.Probe(clean).effective({}),
+            float_weights=metrics.Probe(self.model).effective({}),
+            target=self.data.test.target[self.data.test.rows],
+            scores={"float": outputs(self.model, self.data.test), "clean": outputs(clean, self.data.test)},
+            class_names=self.source.classes,
+        )
