@@ -10,6 +10,7 @@ import onnx_ir as ir
 from pqc import graph, layers, library
 from pqc.errors import UnsupportedError
 from pqc.fixed_point import FixedPoint
+from pqc.functions.quant import ROUNDING_MODES
 from pqc.rewriting import CHANGES, Pass, explain
 
 # What needs its activations on a grid: hardware computes it exactly, or reads it from a table.
@@ -38,6 +39,10 @@ class InsertQuant(Pass):
     outputs: FixedPoint | None = None
     rounding: str = "ROUND"
     exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ROUNDING_MODES:
+            raise ValueError(f"no rounding mode '{self.rounding}'; QONNX has {', '.join(ROUNDING_MODES)}")
 
     def rewrite(self, model: ir.Model) -> int:
         wanted = list(self._wanted(model.graph))

@@ -21,7 +21,7 @@ def CrossEntropy(logits: FLOAT, target: INT64, smoothing: float = 0.0):
     classes = op.Shape(logits, start=-1)
     one_hot = op.Gather(op.EyeLike(op.Expand(0.0, op.Concat(classes, classes, axis=0))), target, axis=0)
     share = op.Constant(value_float=smoothing)
-    count = op.Cast(op.Size(target), to=1)
+    count = op.Cast(op.ReduceProd(op.Shape(target), keepdims=0), to=1)
     picked = op.ReduceSum(log_p * one_hot, keepdims=0) / count
     if op.Constant(value_float=smoothing) == 0.0:
         loss = op.Neg(picked)
@@ -38,7 +38,7 @@ def CrossEntropyGrad(dloss: FLOAT, target: INT64, log_p: FLOAT, one_hot: FLOAT, 
         wanted = op.Identity(one_hot)
     else:
         wanted = (1.0 - share) * one_hot + share / op.Cast(op.Shape(log_p, start=-1), to=1)
-    return (op.Exp(log_p) - wanted) * (dloss / op.Cast(op.Size(target), to=1))
+    return (op.Exp(log_p) - wanted) * (dloss / op.Cast(op.ReduceProd(op.Shape(target), keepdims=0), to=1))
 
 
 @script(LOSS, default_opset=op)
@@ -51,7 +51,7 @@ def BinaryCrossEntropyWithLogits(logits: FLOAT, target: FLOAT) -> FLOAT:
 @script(GRADIENT, default_opset=op)
 def BinaryCrossEntropyWithLogitsGrad(dloss: FLOAT, logits: FLOAT, target: FLOAT) -> FLOAT:
     """dloss * (sigmoid(x) - t) / elements."""
-    return (op.Sigmoid(logits) - target) * (dloss / op.Cast(op.Size(target), to=1))
+    return (op.Sigmoid(logits) - target) * (dloss / op.Cast(op.ReduceProd(op.Shape(target), keepdims=0), to=1))
 
 
 @script(LOSS, default_opset=op)
@@ -64,7 +64,7 @@ def MeanSquaredError(prediction: FLOAT, target: FLOAT) -> FLOAT:
 @script(GRADIENT, default_opset=op)
 def MeanSquaredErrorGrad(dloss: FLOAT, prediction: FLOAT, target: FLOAT) -> FLOAT:
     """dloss * 2 (y - t) / elements."""
-    return (prediction - target) * (2.0 * dloss / op.Cast(op.Size(target), to=1))
+    return (prediction - target) * (2.0 * dloss / op.Cast(op.ReduceProd(op.Shape(target), keepdims=0), to=1))
 
 
 @script(LOSS, default_opset=op)
@@ -76,7 +76,7 @@ def MeanAbsoluteError(prediction: FLOAT, target: FLOAT) -> FLOAT:
 @script(GRADIENT, default_opset=op)
 def MeanAbsoluteErrorGrad(dloss: FLOAT, prediction: FLOAT, target: FLOAT) -> FLOAT:
     """dloss * sign(y - t) / elements, 0 where y = t."""
-    return op.Sign(prediction - target) * (dloss / op.Cast(op.Size(target), to=1))
+    return op.Sign(prediction - target) * (dloss / op.Cast(op.ReduceProd(op.Shape(target), keepdims=0), to=1))
 
 
 @script(LOSS, default_opset=op)
@@ -93,7 +93,7 @@ def HuberGrad(dloss: FLOAT, prediction: FLOAT, target: FLOAT, delta: float = 1.0
     """dloss * clip(y - t, -delta, delta) / elements."""
     bound = op.Constant(value_float=delta)
     error = op.Max(op.Min(prediction - target, bound), op.Neg(bound))
-    return error * (dloss / op.Cast(op.Size(target), to=1))
+    return error * (dloss / op.Cast(op.ReduceProd(op.Shape(target), keepdims=0), to=1))
 
 
 _ARGUMENTS = ("GO(0)", "I(0)", "I(1)")

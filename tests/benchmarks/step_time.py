@@ -2,10 +2,12 @@
 
     make bench
 
-Both train the same dense network (16-64-32-32-5) with continuous sparsification, the same twelve quantizers (four
-weights, four biases, four layer inputs), cross entropy and Adam, on batches picked from the same arrays by index. Each
-side runs in a process of its own, its Python given; rounds alternate, so that both meet the same machine. The
-reference (pquant-ml on PyTorch) goes into an environment of its own: make .venv-peers, which `make bench` does.
+All train the same dense network (16-64-32-32-5) with continuous sparsification, fixed point, cross entropy and Adam, on
+batches picked from the same arrays by index. The reference (pquant-ml on PyTorch) is timed twice: as its shipped
+configuration has it, and with equal quantizers. As it comes, it also rounds what enters each ReLU; with equal
+quantizers it has the same twelve as pqc (four weights, four biases, four layer inputs). Each side runs in a process of
+its own; rounds alternate, so that all meet the same machine. The reference goes into an environment of its own, which
+`make bench` sets up.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -56,8 +59,13 @@ def pqc_step(batch: int) -> Callable[[np.ndarray], None]:
     return step
 
 
-def peer_step(batch: int) -> Callable[[np.ndarray], None]:
-    """A function that takes one step of the PyTorch reference on the given rows."""
+def peer_step(batch: int, *, equal: bool) -> Callable[[np.ndarray], None]:
+    """A function that takes one step of the PyTorch reference on the given rows.
+
+    Args:
+        batch: rows a step.
+        equal: leave out the quantizers before the ReLUs, which pqc does not have.
+    """
     import torch
     from pquant import add_compression_layers, cs_config, get_model_losses, load_from_dictionary
     from pquant.layers import post_pretrain_functions
@@ -68,9 +76,9 @@ def peer_step(batch: int) -> Callable[[np.ndarray], None]:
     for i, (fan_in, fan_out) in enumerate(pairwise(WIDTHS)):
         layers += [torch.nn.Linear(fan_in, fan_out)] + ([torch.nn.ReLU()] if i < len(WIDTHS) - 2 else [])
     content = cs_config().get_dict()
-    # The reference also rounds what enters each ReLU; pqc does not, so neither does it here.
     relus = [str(i) for i, layer in enumerate(layers) if isinstance(layer, torch.nn.ReLU)]
-    content["quantization_parameters"]["layer_specific"] = {name: {"input": {"quantize": False}} for name in relus}
+    if equal:
+        content["quantization_parameters"]["layer_specific"] = {name: {"input": {"quantize": False}} for name in relus}
     config = load_from_dictionary(content)
     model = add_compression_layers(torch.nn.Sequential(*layers), config, (batch, WIDTHS[0]))
     post_pretrain_functions(model, config)
@@ -89,7 +97,11 @@ def peer_step(batch: int) -> Callable[[np.ndarray], None]:
     return step
 
 
-SIDES = {"pqc": pqc_step, "peer": peer_step}
+SIDES: dict[str, Callable[[int], Callable[[np.ndarray], None]]] = {
+    "pqc": pqc_step,
+    "reference": partial(peer_step, equal=False),
+    "equal": partial(peer_step, equal=True),
+}
 
 
 def work(side: str) -> None:
@@ -145,8 +157,8 @@ class Worker:
 
 
 def compare(peer_python: str, batches: list[int], rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Alternate both sides and return one record a batch size."""
-    workers = {"pqc": Worker(sys.executable, "pqc"), "peer": Worker(peer_python, "peer")}
+    """Alternate the sides and return one record a batch size."""
+    workers = {side: Worker(sys.executable if side == "pqc" else peer_python, side) for side in SIDES}
     found: dict[tuple[str, int], list[float]] = {(side, batch): [] for side in workers for batch in batches}
     for _ in range(rounds):
         for batch in batches:
@@ -154,14 +166,16 @@ def compare(peer_python: str, batches: list[int], rounds: int, steps: int) -> li
                 found[side, batch] += worker.times(batch, steps)
     for worker in workers.values():
         worker.close()
-    return [_record(batch, found["pqc", batch], found["peer", batch]) for batch in batches]
+    return [_record(batch, {side: found[side, batch] for side in SIDES}) for batch in batches]
 
 
-def _record(batch: int, ours: list[float], theirs: list[float]) -> dict[str, Any]:
-    record: dict[str, Any] = {"batch": batch, "steps": len(ours)}
+def _record(batch: int, times: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians and minima in microseconds, and how many times longer than pqc each peer takes."""
+    record: dict[str, Any] = {"batch": batch, "steps": len(times["pqc"])}
     for name, reduce in (("median", statistics.median), ("minimum", min)):
-        record |= {f"pqc_{name}_us": round(reduce(ours), 1), f"peer_{name}_us": round(reduce(theirs), 1)}
-        record[f"{name}_ratio"] = round(reduce(theirs) / reduce(ours), 2)
+        numbers = {side: reduce(values) for side, values in times.items()}
+        record[name] = {side: round(number, 1) for side, number in numbers.items()}
+        record[f"{name}_ratio"] = {side: round(numbers[side] / numbers["pqc"], 2) for side in numbers if side != "pqc"}
     return record
 
 
@@ -182,11 +196,14 @@ def main() -> None:
     if options.json:
         print(json.dumps(records, indent=2))
         return
-    print(f"{'batch':>6} {'':8} {'pqc µs':>10} {'reference µs':>13} {'ratio':>7}")
+    print(
+        f"{'batch':>6} {'':8} {'pqc µs':>9} {'reference µs':>13} {'ratio':>6} {'equal quantizers µs':>20} {'ratio':>6}"
+    )
     for record in records:
         for name in ("median", "minimum"):
-            ours, theirs = record[f"pqc_{name}_us"], record[f"peer_{name}_us"]
-            print(f"{record['batch']:>6} {name:8} {ours:>10} {theirs:>13} {record[f'{name}_ratio']:>7}")
+            numbers, ratios = record[name], record[f"{name}_ratio"]
+            peers = f"{numbers['reference']:>13} {ratios['reference']:>6} {numbers['equal']:>20} {ratios['equal']:>6}"
+            print(f"{record['batch']:>6} {name:8} {numbers['pqc']:>9} {peers}")
 
 
 if __name__ == "__main__":
