@@ -79,10 +79,11 @@ class Stage:
         self.stepper.set_rates(self._rates(schedule.training.rates))
         self.controls: dict[str, float] = {}
 
-    def set_controls(self, controls: Mapping[str, float]) -> None:
-        """Set the annealed scalars for training and evaluation."""
+    def set_controls(self, controls: Mapping[str, float]) -> dict[str, float]:
+        """Set the annealed scalars for training and evaluation; return those that the graph has."""
         self.controls = {self._control_names[name]: controls[name] for name in controls if name in self._control_names}
         self.stepper.set_controls(self.controls)
+        return {name: value for name, value in controls.items() if name in self._control_names}
 
     def evaluate(self, split: Split) -> Evaluation:
         """Loss, metric and first output over all rows of `split`, with the parameters as they are now."""

@@ -170,8 +170,7 @@ class Trainer:
         start = time.perf_counter()
         state = self.state
         epoch = state.position.epochs
-        controls = self._controls(epoch, segment.epochs)
-        stage.set_controls(controls)
+        controls = stage.set_controls(self._controls(epoch, segment.epochs))
         loss = self._steps(stage, segment)
         stage.unpack(state)
         self._check_parameters(stage)

@@ -60,6 +60,6 @@ def record(result: HlsResult, backend: str, io_type: str) -> dict[str, Any]:
         "io_type": io_type,
         "head": result.stripped,
         "folder": str(result.folder.name),
-        "precisions": [{**asdict(one), "type": str(one.type)} for one in result.precisions],
+        "precisions": [{**asdict(one), "operator": one.op, "type": str(one.type)} for one in result.precisions],
         "seconds": round(result.seconds, 3),
     }
