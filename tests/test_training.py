@@ -179,6 +179,41 @@ def test_the_clean_model_computes_what_was_trained(jets: Path, tmp_path: Path) -
     assert not clean.functions
 
 
+VARIANTS = {
+    "masks after quantizers": {"pruning.pruning_first": "false"},
+    "no pruning": {"pruning": "{}"},
+    "no quantization": {"quantization": "null"},
+    "neither": {"pruning": "{}", "quantization": "null"},
+    "a layer left alone": {"pruning.exclude": "[fc4]", "quantization.exclude": "[fc1]"},
+    "only weights quantized": {"quantization.inputs": "null", "quantization.biases": "null"},
+    "rounded outputs": {"quantization.outputs": "[1, 4, 3]"},
+    "floor": {"quantization.rounding": "FLOOR"},
+    "adamw": {"training.optimizer": "{name: adamw, options: {weight_decay: 0.01}}"},
+    "sgd": {"training.optimizer": "{name: sgd, options: {nesterov: 1}}", "training.learning_rate": "0.05"},
+    "smoothing": {"training.loss_options": "{smoothing: 0.1}"},
+    "rounds": {"phases.training.rounds": "2"},
+    "uncalibrated": {"quantization.calibrate": "false"},
+}
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_variant_ends_in_a_clean_model_that_computes_what_was_trained(
+    jets: Path, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    trainer = make_trainer(jets, tmp_path, **settings)
+    start = {name: array.copy() for name, array in trainer.state.values.items()}
+    trained = trainer.train()
+    clean, _ = finalize(trained)
+    hard = graph.copy(trained)
+    metrics.harden(hard.graph)
+    a, b = (workflows.checks.outputs(model, trainer.data.test) for model in (hard, clean))
+    assert np.array_equal(a, b)
+    assert {node.domain for node in clean.graph} <= {"", graph.QONNX}
+    assert any(not np.array_equal(trainer.state.values[name], start[name]) for name in start)
+    costs = metrics.Probe(clean).costs({})
+    assert [cost.record() for cost in costs] == [cost.record() for cost in trainer.probe.costs(trainer.state.values)]
+
+
 def test_divergence_says_when_and_where(jets: Path, tmp_path: Path) -> None:
     trainer = make_trainer(jets, tmp_path, quantization="null", **{"training.learning_rate": "1e30"})
     with pytest.raises(TrainingError) as caught:
