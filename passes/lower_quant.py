@@ -60,7 +60,7 @@ def _lower(main: ir.Graph, node: ir.Node) -> bool:
         outputs=[ir.val(names.new(f"{output.name}.fixed"), output.dtype, output.shape)],
     )
     main.insert_after(node, fixed)
-    output.replace_all_uses_with(fixed.outputs[0], True)
+    graph.replace(output, fixed.outputs[0])
     return True
 
 

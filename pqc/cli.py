@@ -321,9 +321,10 @@ def list_(kind: str, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--repair", is_flag=True, help="Reinstall the training build of the engine if it was overwritten.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Which build.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.pass_context
-def doctor(context: click.Context, repair: bool, as_json: bool) -> None:
+def doctor(context: click.Context, repair: bool, device: str, as_json: bool) -> None:
     """Check Python, the engine, the packages and the compiler; exits with 1 if something is wrong.
 
     \b
@@ -332,7 +333,7 @@ def doctor(context: click.Context, repair: bool, as_json: bool) -> None:
     """
     from pqc import workflows
 
-    found = workflows.doctor(repair=repair)
+    found = workflows.doctor(repair=repair, device=device)
     if as_json:
         click.echo(json.dumps([asdict(one) for one in found], indent=2))
     else:

@@ -15,7 +15,15 @@ from pqc import graph, library
 from pqc.errors import EnvironmentFault, GraphError, UnsupportedError
 
 ENGINE_VERSION = "1.19.2"
-REPAIR = f"pip install --force-reinstall --no-deps onnxruntime-training-cpu=={ENGINE_VERSION}"
+WHEELS = {"cpu": "onnxruntime-training-cpu", "cuda": "onnxruntime-training"}
+
+
+def repair_command(device: str = "cpu") -> str:
+    """What puts the training build for `device` into the folder that several packages share."""
+    return f"pip install --force-reinstall --no-deps {WHEELS[device]}=={ENGINE_VERSION}"
+
+
+REPAIR = repair_command()
 
 
 @cache
@@ -142,8 +150,7 @@ def providers(device: str) -> list[str]:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise EnvironmentFault(
             "the engine in place has no CUDA",
-            hint=f"on Python 3.11 with CUDA 11.8 and cuDNN 8, run: pip install --force-reinstall --no-deps "
-            f"onnxruntime-training=={ENGINE_VERSION}; or use --device cpu",
+            hint="on Python 3.11: pip install 'pqc[cuda]', then pqc doctor --repair --device cuda; or use --device cpu",
         )
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 

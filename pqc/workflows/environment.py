@@ -37,18 +37,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def doctor(*, repair: bool = False) -> list[Finding]:
+def doctor(*, repair: bool = False, device: str = "cpu") -> list[Finding]:
     """Check the engine, the compiler and the packages.
 
     Args:
         repair: reinstall the training build of the engine where another build has overwritten it.
+        device: which build: `cpu` or `cuda`.
 
     Raises:
         EnvironmentFault: the repair failed.
     """
-    if repair and not _engine().ok:
-        _repair()
-    return [_python(), _engine(), *(_package(name, version) for name, version in PINNED.items()), _compiler()]
+    if repair and not _engine(device).ok:
+        _repair(device)
+    return [_python(), _engine(device), *(_package(name, version) for name, version in PINNED.items()), _compiler()]
 
 
 def _python() -> Finding:
@@ -57,23 +58,32 @@ def _python() -> Finding:
     return Finding("python", fits, platform.python_version(), "" if fits else hint)
 
 
-def _engine() -> Finding:
-    code = "from onnxruntime.capi import _pybind_state as s; print(hasattr(s, 'GradientGraphBuilder'))"
+def _engine(device: str) -> Finding:
+    code = (
+        "from onnxruntime.capi import _pybind_state as s;"
+        "print(hasattr(s, 'GradientGraphBuilder'), 'CUDAExecutionProvider' in s.get_available_providers())"
+    )
     # A process of its own: this one may hold the wrong build already.
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    hint = f"run: {engine.repair_command(device)}"
     if result.returncode:
-        return Finding("engine", False, "onnxruntime-training is not installed", f"run: {engine.REPAIR}")
-    if result.stdout.strip() != "True":
-        return Finding("engine", False, "another build of onnxruntime has overwritten it", f"run: {engine.REPAIR}")
-    return Finding("engine", True, f"onnxruntime-training {engine.ENGINE_VERSION}")
+        return Finding("engine", False, "onnxruntime-training is not installed", hint)
+    training, cuda = (word == "True" for word in result.stdout.split())
+    if not training:
+        return Finding("engine", False, "another build of onnxruntime has overwritten it", hint)
+    if device == "cuda" and not cuda:
+        return Finding("engine", False, "the build in place is the one without CUDA", hint)
+    return Finding("engine", True, f"onnxruntime-training {engine.ENGINE_VERSION}{' with CUDA' if cuda else ''}")
 
 
-def _repair() -> None:
-    command = [sys.executable, "-m", *engine.REPAIR.split()]
+def _repair(device: str) -> None:
+    command = [sys.executable, "-m", *engine.repair_command(device).split()]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EnvironmentFault(f"the engine could not be reinstalled: {last}", hint=f"run: {engine.REPAIR}")
+        raise EnvironmentFault(
+            f"the engine could not be reinstalled: {last}", hint=f"run: {engine.repair_command(device)}"
+        )
 
 
 def _package(name: str, version: str) -> Finding:
