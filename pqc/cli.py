@@ -356,6 +356,7 @@ def _listen_to_explanations() -> None:
     logger = logging.getLogger("pqc.explain")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def main() -> NoReturn:
