@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
@@ -37,7 +38,7 @@ class AttachLoss(Pass):
             return 0
         if self.loss not in LOSSES:
             raise PassError(f"no loss '{self.loss}'{nearest(self.loss, LOSSES)}", hint=f"losses: {', '.join(LOSSES)}")
-        model.metadata_props[OUTPUTS] = ",".join(str(value.name) for value in main.outputs)
+        model.metadata_props[OUTPUTS] = json.dumps([value.name for value in main.outputs])
         prediction = logits(main.outputs[0], self.loss)
         terms = [self._task(main, prediction), *_penalties(main)]
         total = terms[0]
@@ -77,10 +78,22 @@ class AttachLoss(Pass):
 
 
 def logits(output: ir.Value, loss: str) -> ir.Value:
-    """What the loss reads: the input of a head that the loss contains, else `output`."""
+    """What the loss reads: the input of a head that the loss contains, else `output`.
+
+    Raises:
+        UnsupportedError: such a head is there, but not last.
+    """
     node = output.producer()
     if node is not None and not node.domain and node.op_type == HEADS.get(loss):
         return graph.operand(node, 0)
+    while node is not None and not node.domain and node.op_type in layers.MOVES:
+        node = graph.operand(node, 0).producer()
+        if node is not None and not node.domain and node.op_type == HEADS.get(loss):
+            raise UnsupportedError(
+                f"{node.op_type} is not the last operator, so its logits cannot be told",
+                at=f"node '{node.name}'",
+                hint=f"end the model with {node.op_type}, or leave it out",
+            )
     return output
 
 

@@ -23,6 +23,7 @@ class AttachOptimizer(Pass):
     """
 
     title: ClassVar[str] = "attach-optimizer"
+    drops_outputs: ClassVar[bool] = True
 
     optimizer: str = "adam"
     options: dict[str, str] = field(default_factory=dict)

@@ -59,6 +59,7 @@ class _Batcher:
         self.names = graph.Names(main)
         self.bundles: list[_Bundle] = []
         self.new_nodes: list[ir.Node] = []
+        self.done: set[ir.Node] = set()
         split = next(
             (node for node in main if node.op_type == "Split" and node.inputs[0] is main.initializers[THETA]), None
         )
@@ -70,10 +71,10 @@ class _Batcher:
         if self.anchor is None or any(name not in by_name for name in names):
             return 0
         self._slice_by_recipe([by_name[name] for name in names], roles)
-        merged, position = 0, 0
-        while position < len(self.bundles):
-            merged += self._advance(self.bundles[position])
-            position += 1
+        merged = 0
+        # A product waits for its mask's bundle, so bundles are gone through until none gets further.
+        while progress := sum(self._advance(bundle) for bundle in list(self.bundles)):
+            merged += progress
         if not merged:
             return 0
         for bundle in self.bundles:
@@ -105,7 +106,7 @@ class _Batcher:
             rows = [
                 [n for n, i in lane.uses() if (i, _key(n, i)) == (index, _key(node, index))] for lane in bundle.lanes
             ]
-            if index != 0 or _key(node, index) is None or any(len(row) != 1 for row in rows):
+            if index != 0 or node in self.done or _key(node, index) is None or any(len(row) != 1 for row in rows):
                 continue
             merged += self._merge(bundle, [row[0] for row in rows])
         return merged
@@ -117,6 +118,7 @@ class _Batcher:
             if value is None:
                 return 0
             inputs.append(value)
+        self.done.update(nodes)
         first = nodes[0]
         attributes = {name: attribute.value for name, attribute in first.attributes.items()}
         scalar = (first.domain, first.op_type) in ADDITIVE
@@ -151,12 +153,7 @@ class _Batcher:
 
     def _cut(self, bundle: _Bundle) -> None:
         """Give the lanes that are still read their slices."""
-        read = [
-            lane
-            for lane in bundle.lanes
-            if any(node.graph is not None and node not in self.new_nodes for node in lane.consumers())
-        ]
-        if not read:
+        if not any(lane.uses() for lane in bundle.lanes):
             return
         pieces = [bundle.flat]
         if len(bundle.lanes) > 1:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +12,8 @@ from pqc.fixed_point import FixedPoint, fit
 from pqc.rewriting import CHANGES, Pass, explain
 from pqc.samples import sample
 
+MAX_WIDTH = 32
+
 
 @dataclass(frozen=True)
 class CalibrateQuant(Pass):
@@ -19,7 +21,8 @@ class CalibrateQuant(Pass):
 
     Quant with (k, i, f) → Quant with the same number of magnitude bits, k = 1 where negative numbers occur, and
     i with the least squared error. `data` is an .npz of arrays by input name; without it inputs are random.
-    Leaves quantizers that are not plain fixed point: other scales, zero points, per-channel.
+    Leaves quantizers that are not plain fixed point (other scales, zero points, per-channel, bipolar), the sign bit of
+    parameters, and parameters that are all zero.
     """
 
     title: ClassVar[str] = "calibrate-quant"
@@ -34,10 +37,17 @@ class CalibrateQuant(Pass):
         numbers = _activations(model, quants, self._feeds(model))
         changed = 0
         for node in quants:
-            value = graph.operand(node, 0)
-            array = numbers[str(value.name)] if node in activations else graph.constant(value)
-            changed += _set(node, fit(np.asarray(array), _width(node)))
+            value, kind = graph.operand(node, 0), _kind(node)
+            assert kind is not None
+            parameter = node not in activations
+            array = np.asarray(graph.constant(value) if parameter else numbers[str(value.name)])
+            # A parameter may change its sign while it is trained; what it starts from does not tell.
+            if array.any() and kind.i + kind.f < MAX_WIDTH:
+                changed += _set(node, fit(array, kind.i + kind.f, signed=parameter and bool(kind.k)))
         return changed
+
+    def remembered(self) -> Pass:
+        return replace(self, data=Path(self.data).name)
 
     def _feeds(self, model: ir.Model) -> dict[str, np.ndarray]:
         feeds = sample(model, self.samples)
@@ -52,17 +62,12 @@ def _kind(node: ir.Node) -> FixedPoint | None:
     grid = layers.grid(node)
     if grid is None or grid.scale.size != 1 or grid.bits.size != 1 or np.any(grid.zero_point) or grid.narrow:
         return None
-    fraction = -np.log2(float(grid.scale.reshape(())))
-    if fraction != int(fraction):
+    mantissa, exponent = np.frexp(grid.scale.reshape(()))
+    k, bits = int(grid.signed), float(grid.bits.reshape(()))
+    if mantissa != 0.5 or bits != int(bits) or not k + 1 <= bits <= MAX_WIDTH:
         return None
-    k, bits, f = int(grid.signed), int(grid.bits.reshape(())), int(fraction)
-    return FixedPoint(k, bits - k - f, f)
-
-
-def _width(node: ir.Node) -> int:
-    kind = _kind(node)
-    assert kind is not None
-    return kind.i + kind.f
+    f = 1 - int(exponent)
+    return FixedPoint(k, int(bits) - k - f, f)
 
 
 def _activations(model: ir.Model, quants: list[ir.Node], feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ class Differentiate(Pass):
     """
 
     title: ClassVar[str] = "differentiate"
+    drops_outputs: ClassVar[bool] = True
 
     def rewrite(self, model: ir.Model) -> int:
         if any(value.name == THETA + GRADIENT_SUFFIX for value in model.graph.outputs):

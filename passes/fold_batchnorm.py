@@ -48,6 +48,9 @@ def _fold(main: ir.Graph, norm: ir.Node, by_output: dict[ir.Value, layers.Layer]
     _set_bias(main, layer, ((bias - mean) * gain + beta).astype(np.float32))
     graph.replace(norm.outputs[0], layer.output if layer.bias is not None else _end(layer))
     main.remove(norm, safe=True)
+    del by_output[layer.output]
+    fresh = layers.layer_of(layer.node)
+    by_output[fresh.output] = fresh
     explain(layer.node, f"took batch normalization '{norm.name}'")
     return True
 
@@ -59,6 +62,8 @@ def _obstacle(norm: ir.Node, layer: layers.Layer | None, constants: list[np.ndar
         return "its statistics are computed"
     if norm.attributes.get_int("training_mode", 0):
         return "it is in training mode"
+    if layer.node.op_type != "Conv" and (layer.output.shape is None or len(layer.output.shape) != 2):
+        return "its channels are not the layer's outputs"
     if any(layer.node.attributes.get_float(factor, 1.0) != 1.0 for factor in ("alpha", "beta")):
         return "the layer has factors of its own"
     if len(layer.output.uses()) != 1 or layer.output.is_graph_output():

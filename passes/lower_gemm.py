@@ -38,6 +38,7 @@ def _lower(main: ir.Graph, node: ir.Node, names: graph.Names) -> int:
     if node.attributes.get_int("transB", 0):
         _transpose(graph.operand(node, 1))
     output, bias = node.outputs[0], node.inputs[2] if len(node.inputs) > 2 else None
+    _flatten(bias)
     made = [ir.node("MatMul", [node.inputs[0], node.inputs[1]], name=names.new(f"{node.name}.matmul"))]
     if bias is not None:
         product = made[0].outputs[0]
@@ -45,6 +46,13 @@ def _lower(main: ir.Graph, node: ir.Node, names: graph.Names) -> int:
         made.append(ir.node("Add", [product, bias], name=names.new(f"{node.name}.add")))
     ir.convenience.replace_nodes_and_values(main, node, [node], made, [output], [made[-1].outputs[0]])
     return 1
+
+
+def _flatten(bias: ir.Value | None) -> None:
+    """A constant bias of shape (1, N) that only this node takes is one of shape (N): so layers know it as a bias."""
+    array = graph.constant(bias)
+    if bias is not None and array is not None and array.ndim == 2 and len(array) == 1 and len(bias.uses()) == 1:
+        graph.set_initializer(bias, array[0])
 
 
 def _obstacle(node: ir.Node) -> str | None:

@@ -26,7 +26,8 @@ class LowerQuant(Pass):
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph
         quants = [node for node in main if layers.is_quant(node)]
-        lowered = sum(_lower(main, node) for node in quants)
+        names = graph.Names(main)
+        lowered = sum(_lower(main, node, names) for node in quants)
         if lowered:
             graph.remove_unused(main)
             library.unlink(model)
@@ -34,7 +35,7 @@ class LowerQuant(Pass):
         return lowered
 
 
-def _lower(main: ir.Graph, node: ir.Node) -> bool:
+def _lower(main: ir.Graph, node: ir.Node, names: graph.Names) -> bool:
     grid = layers.grid(node)
     reason = "its parameters are computed" if grid is None else _obstacle(grid)
     if grid is None or reason is not None:
@@ -45,7 +46,6 @@ def _lower(main: ir.Graph, node: ir.Node) -> bool:
     high = levels - 1 - (not grid.signed and grid.narrow)
     low = (grid.narrow - levels) if grid.signed else 0
     numbers = {"low": low * scale, "high": high * scale, "shift": 1.5 * 2**23 * scale}
-    names = graph.Names(main)
     constants = [
         graph.add_initializer(main, names.new(f"{node.name}.{name}"), np.array(number, np.float32))
         for name, number in numbers.items()

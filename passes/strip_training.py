@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ class StripTraining(Pass):
     """
 
     title: ClassVar[str] = "strip-training"
+    drops_outputs: ClassVar[bool] = True
 
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph
@@ -40,7 +42,7 @@ def _restore_outputs(model: ir.Model) -> int:
     if names is None:
         return 0
     by_name = {value.name: value for value in graph.values(model.graph)}
-    model.graph.outputs[:] = [by_name[name] for name in names.split(",")]
+    model.graph.outputs[:] = [by_name[name] for name in json.loads(names)]
     return 1
 
 

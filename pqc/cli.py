@@ -108,7 +108,8 @@ def run(
 ) -> None:
     """Do the whole chain: compress MODEL, train, fold, make the firmware, compare, report.
 
-    MODEL is an ONNX file or the name of a reference model, which brings its own data.
+    MODEL is an ONNX file or the name of a reference model, which brings its own data. Exits with 1 if the clean model
+    or the firmware computes anything else than what was trained.
 
     \b
     Examples:
@@ -127,6 +128,8 @@ def run(
     if not flags["quiet"]:
         tables.say_summary(summary, out)
     click.echo(out / "summary.json")
+    exact = summary["clean_equals_trained"] and not (summary["hls"] or {}).get("mismatches")
+    click.get_current_context().exit(0 if exact else 1)
 
 
 @cli.command()
@@ -270,6 +273,9 @@ def show(model: str, as_json: bool) -> None:
     names = ", ".join(f"{count} {name}" for name, count in found["operators"].items())
     tables.OUTPUT.print(Text(f"opset   {found['opset']}\nnodes   {names}"))
     tables.layer_table(found["layers"])
+    if "unread" in found:
+        tables.OUTPUT.print(Text(f"layers were not read: {found['unread']}"))
+        return
     share = f"{100 * found['keep_ratio']:.2f} % of the weights are not zero"
     tables.OUTPUT.print(Text(f"{found['parameters']} parameters, {share}, {found['ebops']:,} EBOPs"))
 

@@ -10,6 +10,7 @@ the other arrays are inputs, by the graph's names or else in order.
 from __future__ import annotations
 
 import math
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,6 +152,7 @@ def read(path: Path) -> Arrays:
 def _read_npz(path: Path) -> Arrays:
     """Every member's header is held against its stored size before anything is allocated."""
     with zipfile.ZipFile(path) as file:
+        _check_memory(sum(info.file_size for info in file.infolist()))
         for info in file.infolist():
             with file.open(info) as member:
                 version = np.lib.format.read_magic(member)
@@ -162,13 +164,25 @@ def _read_npz(path: Path) -> Arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
+def _check_memory(size: int) -> None:
+    """Refuse arrays that the machine cannot hold, before anything is allocated."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > total:
+        raise ValueError(f"its arrays need {size / 2**30:.0f} GiB, and the machine has {total / 2**30:.0f}")
+
+
 def _read_hdf5(path: Path) -> Arrays:
     try:
         import h5py
     except ImportError as error:
         raise DataError("HDF5 needs the package h5py", at=str(path), hint="pip install 'pqc[data]'") from error
     with h5py.File(path, "r") as file:
-        return {name: np.asarray(item) for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        kept = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+        items = {name: file[name] for name in kept if isinstance(file[name], h5py.Dataset)}
+        if any(item.is_virtual or item.external for item in items.values()):
+            raise ValueError("it keeps arrays in other files")
+        _check_memory(sum(item.nbytes for item in items.values()))
+        return {name: np.asarray(item) for name, item in items.items()}
 
 
 def _read_parquet(path: Path) -> Arrays:
@@ -177,6 +191,8 @@ def _read_parquet(path: Path) -> Arrays:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise DataError("Parquet needs the package pyarrow", at=str(path), hint="pip install 'pqc[data]'") from error
+    groups = parquet.read_metadata(path)
+    _check_memory(sum(groups.row_group(number).total_byte_size for number in range(groups.num_row_groups)))
     table = parquet.read_table(path)
     arrays = {}
     for name in table.column_names:

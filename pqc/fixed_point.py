@@ -24,6 +24,8 @@ class FixedPoint:
             raise ValueError(f"the sign bit k is 0 or 1, not {self.k}")
         if not 1 <= self.k + self.i + self.f <= 32 or self.i + self.f < 1:
             raise ValueError(f"({self}) has {self.k + self.i + self.f} bits; 1 to 32 with one of magnitude are needed")
+        if abs(self.f) > 64:
+            raise ValueError(f"({self}) has its last bit beyond what float32 holds")
 
     @property
     def bits(self) -> int:
@@ -59,13 +61,13 @@ def quantize(x: np.ndarray, kind: FixedPoint) -> np.ndarray:
     return np.ldexp(np.round(np.clip(np.ldexp(x.astype(np.float64), kind.f), low, high)), -kind.f)
 
 
-def fit(x: np.ndarray, width: int, candidates: int = 6) -> FixedPoint:
+def fit(x: np.ndarray, width: int, *, signed: bool = False, candidates: int = 6) -> FixedPoint:
     """The fixed point type of `width` magnitude bits with the least squared error on the sample `x`.
 
-    The sign bit comes on top where `x` has a negative value. Integer bits are tried from what the largest
-    magnitude needs downward: losing a tail may be cheaper than losing resolution.
+    The sign bit comes on top where `x` has a negative value, or where `signed` asks for it. Integer bits are tried
+    from what the largest magnitude needs downward: losing a tail may be cheaper than losing resolution.
     """
-    k = int(x.min(initial=0.0) < 0)
+    k = int(signed or x.min(initial=0.0) < 0)
     peak = float(np.abs(x).max(initial=0.0))
     top = int(np.ceil(np.log2(peak))) if peak > 0 else 0
     types = [FixedPoint(k, i, width - i) for i in range(top + 1, top - candidates, -1)]

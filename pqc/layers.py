@@ -145,11 +145,14 @@ def layers(graph: ir.Graph) -> list[Layer]:
             continue
         weight = source(node.inputs[WEIGHT_INPUT])
         if weight is not None and source(node.inputs[0]) is None:
-            found.append(_layer(node, weight))
+            found.append(layer_of(node))
     return found
 
 
-def _layer(node: ir.Node, weight: ir.Value) -> Layer:
+def layer_of(node: ir.Node) -> Layer:
+    """The layer whose arithmetic `node` does; its weight must be a constant behind quantizers and masks."""
+    weight = source(node.inputs[WEIGHT_INPUT])
+    assert weight is not None
     name = (weight.name or node.name or "").removesuffix(".weight")
     if len(node.inputs) > 2:
         bias = source(node.inputs[2])

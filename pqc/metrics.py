@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import engine, graph, layers
+from pqc.functions.operator import Operator
 
 FLOAT_BITS = 32
 
@@ -89,7 +90,8 @@ class Probe:
             value for value in dict.fromkeys(operands.values()) if value is not None and not value.is_initializer()
         ]
         graph.remove_unused(hard.graph)
-        hard.graph.inputs[:] = [value for value in hard.graph.initializers.values() if value.name in _trained(model)]
+        trained = _trained(model)
+        hard.graph.inputs[:] = [value for value in hard.graph.initializers.values() if value.name in trained]
         self._session = engine.Session(hard) if hard.graph.outputs else None
 
     def effective(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -126,7 +128,7 @@ def harden(main: ir.Graph) -> None:
         node = ir.node(
             operator,
             [values[key] for key in method.hard_mask_inputs],
-            dict(method().attributes()),
+            _attributes(method.hard_mask, site.node),
             domain=domain,
             name=name,
             outputs=[ir.val(f"{name}.hard", ir.DataType.FLOAT, site.weight.shape)],
@@ -136,11 +138,18 @@ def harden(main: ir.Graph) -> None:
     graph.remove_unused(main)
 
 
+def _attributes(operator: Operator, node: ir.Node) -> dict[str, ir.Attr]:
+    """Those of the node's attributes that the operator declares."""
+    known = {attribute.name for attribute in operator.bodies()[0].attribute_proto}
+    return {name: attribute for name, attribute in node.attributes.items() if name in known}
+
+
 def layer_cost(layer: layers.Layer, effective: np.ndarray) -> LayerCost:
     """The cost of one layer whose weight acts as `effective`.
 
     EBOPs count each weight that is not zero once, as one multiplier of (input bits) x (weight bits), and the bias
-    bits once per output: the convention of HGQ and PQuant with fixed widths (k + i + f), masks counted.
+    bits once per output; a width is k + i + f, the sign bit included, as PQuant counts. A dense layer that is applied
+    at several positions is counted once, like a convolution: one multiplier per weight.
     """
     bits_input = quantizer_bits(layer.data, activation=True)
     bits_weight = quantizer_bits(layer.node.inputs[1])

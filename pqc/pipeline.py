@@ -180,7 +180,7 @@ def _apply(one: Pass, model: ir.Model, so_far: Sequence[Pass]) -> int:
 
 def _remember(model: ir.Model, passes: Sequence[Pass]) -> None:
     earlier = model.metadata_props.get(PIPELINE)
-    text = unparse(passes)
+    text = unparse([one.remembered() for one in passes])
     model.metadata_props[PIPELINE] = f"{earlier},{text}" if earlier else text
 
 
@@ -193,10 +193,11 @@ def _measure(before: ir.Model, after: ir.Model, feeds: Mapping[str, np.ndarray],
     _expose(before, [str(value.name) for value in after.graph.outputs])
     old, new = (_evaluate(model, arrays) for model in (before, after))
     common = [name for name in old if name in new and old[name].shape == new[name].shape]
-    if not common and one.meaning.kind == "changes":
-        return None
+    lost = [name for name in old if name not in common]
+    if one.meaning.kind != "changes" and (not common or (lost and not one.drops_outputs)):
+        raise PassError(f"'{one.title}' declares {one.meaning} and loses an output: {', '.join(lost)}", hint=DEFECT)
     if not common:
-        raise PassError(f"'{one.title}' declares {one.meaning} and keeps no output", hint=DEFECT)
+        return None
     worst = max(_difference(old[name], new[name]) for name in common)
     meaning: Meaning = one.meaning
     allowed = {"exact": 0.0, "close": meaning.bound}.get(meaning.kind, float("inf"))

@@ -48,10 +48,16 @@ class Pass(ir.passes.InPlacePass):
     title: ClassVar[str]
     """The name in pipeline text: `fold-batchnorm` for the class `FoldBatchNorm`."""
     meaning: ClassVar[Meaning] = EXACT
+    drops_outputs: ClassVar[bool] = False
+    """Whether outputs may go or come; a pass that is exact or close keeps all of them otherwise."""
 
     @abstractmethod
     def rewrite(self, model: ir.Model) -> int:
         """Change `model` in place and return the number of places changed."""
+
+    def remembered(self) -> Pass:
+        """The pass as the model's metadata tell of it: without what is the machine's alone."""
+        return self
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         return ir.passes.PassResult(model, self.rewrite(model) > 0)

@@ -191,8 +191,15 @@ class Schedule(Section):
     pruning: Pruning = Pruning()
     quantization: Quantization | None = Quantization()
     training: Training = Training()
-    phases: Phases = Phases()
     controls: dict[str, Curve] = {}
+    phases: Annotated[Phases, Field(validate_default=True)] = Phases()
+
+    @field_validator("phases")
+    @classmethod
+    def _masks_are_learned(cls, phases: Phases, info: ValidationInfo) -> Phases:
+        if _method(info) and not phases.training.epochs:
+            raise ValueError("a pruning method needs phases.training.epochs; without training its masks mean nothing")
+        return phases
 
     @field_validator("training")
     @classmethod

@@ -52,6 +52,8 @@ def say_summary(summary: dict[str, Any], out: Path) -> None:
             table.add_row(key, f"{summary[key][name]:.4f}")
     ERRORS.print(table)
     ERRORS.print(f"{100 * summary['keep_ratio']:.2f} % of the weights remain, {summary['ebops']:,} EBOPs")
+    same = "equal bit for bit" if summary["clean_equals_trained"] else "DIFFERENT"
+    ERRORS.print(f"trained and clean model: {same}")
     if summary.get("hls"):
         ERRORS.print(f"{summary['hls']['mismatches']} mismatches in {summary['hls']['samples']} samples")
     ERRORS.print(Text(f"report: {out / 'report.html'}   ({summary['seconds']:.0f} s)"))

@@ -620,7 +620,7 @@ def test_attach_loss_takes_the_logits_of_a_softmax() -> None:
     ]
     # What else the loss gives out is between it and its gradient.
     assert re.fullmatch(r"loss(, loss\.task\.\w+)* = pqc\.loss\.CrossEntropy \(h, target\)", loss)
-    assert model.metadata_props["pqc.outputs"] == "y"
+    assert model.metadata_props["pqc.outputs"] == '["y"]'
 
 
 def test_attach_loss_with_options_and_penalties() -> None:

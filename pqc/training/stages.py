@@ -142,9 +142,11 @@ def step_pipeline(schedule: Schedule, batch: int) -> str:
 
 
 def values_of(model: ir.Model) -> dict[str, np.ndarray]:
-    """The trained arrays of a compressible graph, by name."""
-    found = layers.parameters(model.graph)
-    return {str(parameter.value.name): np.array(graph.stored(parameter.value)) for parameter in found}
+    """The parameters and the methods' states of a compressible graph, by name."""
+    found = [parameter.value for parameter in layers.parameters(model.graph)]
+    for site in layers.masks(model.graph):
+        found += [site.inputs[state.name] for state in site.method().states() if state.name in site.inputs]
+    return {str(value.name): np.array(graph.stored(value)) for value in found}
 
 
 def set_values(model: ir.Model, values: Mapping[str, np.ndarray]) -> None:

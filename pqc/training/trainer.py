@@ -121,6 +121,8 @@ class Trainer:
         try:
             for number in range(self.state.position.segment, len(self.segments)):
                 self._segment(number)
+            if self.segments:
+                self._end_of_round(self.segments[-1])
         except KeyboardInterrupt:
             done = len(checkpoints.load(self.path).history)
             raise Interrupted(
@@ -142,6 +144,7 @@ class Trainer:
         if number != state.position.segment:
             self._end_of_round(self.segments[number - 1])
             state.advance(segment=number, epochs=0)
+        self._restart_moments(segment.stage)
         stage = Stage(
             self.compressible,
             segment.stage,
@@ -155,6 +158,13 @@ class Trainer:
             self._maybe_snapshot(segment)
             self._epoch(stage, segment)
             checkpoints.save(state, self.path)
+
+    def _restart_moments(self, stage: str) -> None:
+        """Forget the optimizer's moments where a stage brings new parameters: their bias correction starts at one."""
+        known = next(iter(self.state.moments.values()), {})
+        if stage == "training" and known and self.state.values.keys() - known.keys():
+            self.state.moments = {}
+            self.state.advance(step=0)
 
     def _maybe_snapshot(self, segment: Segment) -> None:
         first = segment.stage == "training" and segment.round == 0
@@ -197,7 +207,8 @@ class Trainer:
     def _check_parameters(self, stage: Stage) -> None:
         for name, _, role in stage.layout:
             largest = np.abs(self.state.values[name]).max()
-            if role in ("weight", "bias") and not largest <= RUNAWAY:
+            bound = RUNAWAY if role in ("weight", "bias") else np.finfo(np.float32).max
+            if not largest <= bound:
                 raise TrainingError(
                     f"'{name}' has run away: its largest magnitude is {largest:.3g}",
                     at=f"epoch {len(self.state.history) + 1} ({stage.name})",

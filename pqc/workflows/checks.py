@@ -32,6 +32,12 @@ def check_outputs(model: ir.Model, labels: bool) -> None:
     Raises:
         UnsupportedError: names the output and its shape.
     """
+    if len(model.graph.outputs) > 1:
+        names = ", ".join(f"'{value.name}'" for value in model.graph.outputs)
+        raise UnsupportedError(
+            f"the model has the outputs {names}, and a loss is put on one only: the rest would be pruned away",
+            hint="export one output, or join them in the model",
+        )
     output = model.graph.outputs[0]
     rank = 2 if labels else 1
     if output.shape is None or len(output.shape) < rank or isinstance(output.shape[0], int):

@@ -30,14 +30,14 @@ def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
     if quantization is not None:
         kinds = {name: getattr(quantization, name) for name in ("weights", "biases", "inputs", "outputs")}
         options = [f"{name}={write(kind)}" for name, kind in kinds.items()] + [f"rounding={quantization.rounding}"]
-        options += [f"exclude={write(quantization.exclude)}"] if quantization.exclude else []
+        options += [f"exclude={quote(write(quantization.exclude))}"] if quantization.exclude else []
         parts.append(f"insert-quant{{{' '.join(options)}}}")
         if quantization.calibrate and calibration is not None:
             parts.append(f"calibrate-quant{{data={quote(str(calibration))}}}")
     if pruning.method is not None:
         options = [f"method={pruning.method}", f"pruning-first={write(pruning.pruning_first)}"]
         options += [f"options={write(dict(pruning.options))}"] if pruning.options else []
-        options += [f"exclude={write(pruning.exclude)}"] if pruning.exclude else []
+        options += [f"exclude={quote(write(pruning.exclude))}"] if pruning.exclude else []
         parts.append(f"insert-masks{{{' '.join(options)}}}")
     return ",".join(parts)
 

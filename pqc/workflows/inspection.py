@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import data, engine, graph, layers, metrics, names, pipeline
-from pqc.errors import DataError
+from pqc.errors import DataError, PqcError
 from pqc.rewriting import Pass
 from pqc.samples import batch_size, sample
 from pqc.workflows.sources import resolve
@@ -48,10 +48,12 @@ def show(model: str | Path) -> dict[str, Any]:
     """A model in numbers: inputs, outputs, operators, layers with bits and EBOPs, its pipeline."""
     source = resolve(model)
     loaded = source.load()
+    costs, reason = None, ""
     try:
-        costs = metrics.Probe(loaded).costs({})
-    except Exception as error:
-        costs = None
+        plain = graph.copy(loaded)
+        pipeline.run(plain, "normalize")
+        costs = metrics.Probe(plain).costs({})
+    except PqcError as error:
         reason = str(error)
     operators: dict[str, int] = {}
     for node in loaded.graph:
@@ -66,8 +68,8 @@ def show(model: str | Path) -> dict[str, Any]:
         "parameters": int(sum(graph.stored(one.value).size for one in layers.parameters(loaded.graph))),
         "layers": [cost.record() for cost in costs] if costs is not None else [],
         **({"unread": reason} if costs is None else {}),
-        "keep_ratio": metrics.keep_ratio(costs) if costs else 1.0,
-        "ebops": metrics.ebops(costs) if costs else 0,
+        "keep_ratio": metrics.keep_ratio(costs) if costs is not None else None,
+        "ebops": metrics.ebops(costs) if costs is not None else None,
         "pipeline": loaded.metadata_props.get(names.PIPELINE, ""),
     }
 

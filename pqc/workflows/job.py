@@ -21,7 +21,7 @@ from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
 from pqc.training.trainer import CHECKPOINT, Progress, Trainer
 from pqc.workflows.checks import check_inputs, check_outputs, outputs
-from pqc.workflows.compression import NORMALIZE, compress, is_cheap
+from pqc.workflows.compression import NORMALIZE, compress, finalize, is_cheap
 from pqc.workflows.environment import require_compiler, versions
 from pqc.workflows.firmware import Backend, IoType, record
 from pqc.workflows.sources import Source
@@ -137,6 +137,8 @@ class Job:
             compressible, steps = compress(self.model, self.plan, self.data.train, self.folder, verify_each=self.verify)
             graph.save(compressible, self.folder / "compressible.onnx")
         self.steps += steps
+        if self.options.hls:
+            self._check_hardware(compressible)
         with self.clock.part("train", self.listener):
             trainer = Trainer(
                 compressible,
@@ -156,15 +158,23 @@ class Job:
         graph.save(trained, self.folder / "trained.onnx")
         return trained
 
+    def _check_hardware(self, compressible: ir.Model) -> None:
+        """Refuse what the hand-over would refuse, before an hour of training rather than after it."""
+        from pqc.hardware import handover, legality
+
+        network, _ = handover.prepare(finalize(compressible, verify_each=False)[0])
+        legality.check(handover.lower(network), self.options.io_type)
+
     def _fingerprint(self) -> str:
-        """A hash of the schedule, the normalized graph with its weights, and the training rows."""
+        """A hash of the schedule, the normalized graph with its weights, and the data to train and validate on."""
         digest = hashlib.sha256(self.plan.fingerprint().encode())
         for value in self.model.graph.initializers.values():
             digest.update(f"{value.name}".encode() + graph.stored(value).tobytes())
         digest.update(pipeline.to_text(self.model).encode())
-        inputs, target = self.data.train.take(np.arange(0, len(self.data.train), 97))
-        for array in (*inputs.values(), target, self.data.train.rows):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for split in (self.data.train, self.data.validation):
+            for array in (*split.inputs.values(), split.target, split.rows):
+                for start in range(0, len(array), data.CHECK_ROWS):
+                    digest.update(np.ascontiguousarray(array[start : start + data.CHECK_ROWS]).tobytes())
         return digest.hexdigest()
 
     def accuracy(self, model: ir.Model) -> tuple[float, np.ndarray]:
