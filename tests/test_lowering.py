@@ -83,30 +83,45 @@ def test_other_grids_are_left_alone(model: ir.Model, why: str) -> None:
     assert [node.op_type for node in model.graph] == ["Quant"]
 
 
+def relu_inputs(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """What enters each Relu."""
+    trial = graph.copy(model)
+    trial.graph.outputs[:] = [graph.operand(node, 0) for node in trial.graph if node.op_type == "Relu"]
+    return list(engine.evaluate(trial, feeds).values())
+
+
 @pytest.fixture(scope="module")
 def steps() -> dict[str, dict[str, np.ndarray]]:
-    """What one training step of the jet tagger gives, plain, lowered, and lowered and batched."""
+    """What one training step of the jet tagger gives, plain, lowered, and lowered and batched.
+
+    The inputs are such that no value before a Relu is exactly zero, where the forms choose another subgradient.
+    """
     plan = schedule.load("cs", {"pruning.options.threshold_decay": "1e-4"})
     model = graph.load(TABLE["jet_tagger"].path())
     pipeline.run(model, f"{NORMALIZE},{compress_pipeline(plan, None)},calibrate-quant,attach-loss,expose-parameters")
+    candidates = (sample(model, 64, seed) for seed in range(100))
+    feeds = next(feeds for feeds in candidates if all(map(np.all, relu_inputs(model, feeds))))
     found = {}
     for name, passes in {"plain": "", "lowered": "lower-quant,", "batched": "lower-quant,batch-parameters,"}.items():
         step = graph.copy(model)
         pipeline.run(step, f"{passes}fix-batch{{size=64}},differentiate")
-        found[name] = engine.evaluate(step, sample(step, 64))
-        found[name]["nodes"] = np.array(len(step.graph))
+        found[name] = engine.evaluate(step, feeds)
+        found[name]["quantizers"] = np.array(sum(node.op_type in ("Quant", "FixedPoint") for node in step.graph))
     return found
 
 
 def test_batching_gives_the_gradient_bit_for_bit(steps: dict[str, dict[str, np.ndarray]]) -> None:
     np.testing.assert_array_equal(steps["batched"]["theta_grad"], steps["lowered"]["theta_grad"])
     np.testing.assert_allclose(steps["batched"]["loss"], steps["lowered"]["loss"], rtol=1e-6)
-    assert steps["batched"]["nodes"] < steps["lowered"]["nodes"] < steps["plain"]["nodes"]
 
 
-def test_lowering_moves_the_gradient_only_where_a_relu_is_at_zero(steps: dict[str, dict[str, np.ndarray]]) -> None:
+def test_batching_leaves_one_quantizer_for_all_weights_and_one_for_all_biases(
+    steps: dict[str, dict[str, np.ndarray]],
+) -> None:
+    assert {name: int(step["quantizers"]) for name, step in steps.items()} == {"plain": 12, "lowered": 12, "batched": 6}
+
+
+def test_lowering_gives_the_gradient_bit_for_bit(steps: dict[str, dict[str, np.ndarray]]) -> None:
     assert steps["lowered"]["loss"] == steps["plain"]["loss"]
-    plain, lowered = steps["plain"]["theta_grad"], steps["lowered"]["theta_grad"]
-    assert np.abs(plain).max() > 1e-3
-    # A handful of the 8,192 values before a ReLU are exactly zero, where the two choose another subgradient.
-    np.testing.assert_allclose(lowered, plain, atol=0.02 * float(np.abs(plain).max()))
+    assert np.abs(steps["plain"]["theta_grad"]).max() > 1e-3
+    np.testing.assert_array_equal(steps["lowered"]["theta_grad"], steps["plain"]["theta_grad"])

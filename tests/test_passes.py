@@ -804,3 +804,48 @@ def test_attach_loss_refuses_an_output_of_unknown_rank() -> None:
     assert str(caught.value) == (
         "output 'y': the first output is not a float tensor of known rank\nhint: export the model without it"
     )
+
+
+# Found by reading
+
+
+def test_calibration_leaves_parameters_their_sign() -> None:
+    model = after(BIASED, "insert-quant,calibrate-quant", fc__weight=np.abs(W) + 0.5, fc__bias=[0.0, 0.0])
+    quants = {node.name: layers.grid(node) for node in model.graph if layers.is_quant(node)}
+    assert quants["fc.weight.quant"] is not None and quants["fc.weight.quant"].signed
+    assert quants["fc.bias.quant"] is not None and quants["fc.bias.quant"].signed
+
+
+def test_calibration_leaves_other_quantizers_alone() -> None:
+    for bits in (1.0, 3.5, 40.0):
+        body = f"(float[n,2] x) => (float[n,2] y) {{ q = {QUANT.format(1)} (w, s, z, b) y = MatMul (x, q) }}"
+        assert_left_alone(body, "calibrate-quant", w=W, s=0.5, z=0.0, b=bits)
+
+
+def test_two_batch_normalizations_fold_one_after_the_other() -> None:
+    body = """(float[n,2,4,4] x) => (float[n,2,4,4] y) {
+        c = Conv <kernel_shape = [1, 1]> (x, w)
+        h = BatchNormalization (c, g1, b1, m1, v1)
+        y = BatchNormalization (h, g2, b2, m2, v2)
+    }"""
+    rng = np.random.default_rng(0)
+    names = {f"{kind}{i}": np.abs(rng.normal(size=2)) + 0.5 for kind in "gbmv" for i in (1, 2)}
+    model = onnx_model(body, w=rng.normal(size=(2, 2, 1, 1)), **names)
+    steps = pipeline.run(model, "normalize,fold-batchnorm,fold-batchnorm", verify_each=True)
+    assert [step.changed for step in steps[1:]] == [2, 0]
+
+
+def test_batch_normalization_over_another_axis_is_left_alone() -> None:
+    body = "(float[n,4,3] x) => (float[n,4,4] y) { h = MatMul (x, w) y = BatchNormalization (h, g, b, m, v) }"
+    arrays = {name: np.arange(1.0, 5.0) for name in "gbmv"}
+    assert_left_alone(body, "fold-batchnorm", w=np.ones((3, 4)), **arrays)
+
+
+def test_a_head_that_is_not_last_is_refused() -> None:
+    model = onnx_model(
+        "(float[n,2] x) => (y) { h = MatMul (x, w) s = Sigmoid (h) y = Squeeze (s, one) }",
+        w=np.ones((2, 1)),
+        one=np.array([1]),
+    )
+    with pytest.raises(UnsupportedError, match="Sigmoid is not the last operator"):
+        pipeline.run(model, "normalize,attach-loss{loss=binary-cross-entropy}")

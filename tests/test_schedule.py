@@ -257,6 +257,11 @@ def test_rewinding_needs_saved_weights(tmp_path: Path) -> None:
     refusal("phases:\n  training: {epochs: 3, rewind: every-round, save_weights_epoch: 3}\n", tmp_path)
 
 
+def test_a_method_needs_epochs_to_learn_its_masks(tmp_path: Path) -> None:
+    text = "pruning: {method: cs}\nphases: {fine_tuning: {epochs: 3}}\n"
+    assert "a pruning method needs phases.training.epochs" in refusal(text, tmp_path).message
+
+
 # Not YAML, or more than YAML
 
 
