@@ -20,7 +20,7 @@ test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/ready .venv-peers/ready
-	$(BIN)/python tests/benchmarks/step_time.py
+	$(BIN)/python tests/benchmarks/step_time.py --rounds 15
 
 .venv-peers/ready:
 	$(PYTHON) -m venv .venv-peers
