@@ -38,7 +38,8 @@ docs: $(VENV)/ready
 	$(BIN)/python docs/generate.py
 
 $(VENV)/ready: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "pqc needs Python 3.10, 3.11 or 3.12: its training engine has no build beyond."; exit 1; }
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+		|| { echo "pqc needs Python 3.10, 3.11 or 3.12: its training engine has no build beyond."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	$(BIN)/pqc doctor --repair

@@ -12,7 +12,7 @@ from pqc import graph, layers
 from pqc.functions.fixed import FIXED_POINT
 from pqc.methods import TABLE as METHODS
 from pqc.names import THETA, layout
-from pqc.rewriting import Pass, close
+from pqc.rewriting import Meaning, Pass, close
 
 ELEMENTWISE = {FIXED_POINT.key} | {method.mask.key for method in METHODS.values() if method.elementwise}
 ADDITIVE = {method.penalty.key for method in METHODS.values() if method.penalty is not None and method.elementwise}
@@ -29,7 +29,7 @@ class BatchParameters(Pass):
     """
 
     title: ClassVar[str] = "batch-parameters"
-    meaning: ClassVar = close(1e-6)
+    meaning: ClassVar[Meaning] = close(1e-6)
 
     def rewrite(self, model: ir.Model) -> int:
         if THETA not in model.graph.initializers:

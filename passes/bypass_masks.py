@@ -6,7 +6,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from pqc import graph, layers
-from pqc.rewriting import CHANGES, Pass
+from pqc.rewriting import CHANGES, Meaning, Pass
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class BypassMasks(Pass):
     """
 
     title: ClassVar[str] = "bypass-masks"
-    meaning: ClassVar = CHANGES
+    meaning: ClassVar[Meaning] = CHANGES
 
     def rewrite(self, model: ir.Model) -> int:
         sites = list(layers.masks(model.graph))

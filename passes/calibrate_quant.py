@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from pqc import data, engine, graph, layers
 from pqc.fixed_point import FixedPoint, fit
-from pqc.rewriting import CHANGES, Pass, explain
+from pqc.rewriting import CHANGES, Meaning, Pass, explain
 from pqc.samples import sample
 
 MAX_WIDTH = 32
@@ -26,7 +26,7 @@ class CalibrateQuant(Pass):
     """
 
     title: ClassVar[str] = "calibrate-quant"
-    meaning: ClassVar = CHANGES
+    meaning: ClassVar[Meaning] = CHANGES
 
     data: str = ""
     samples: int = 4096

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, layers
-from pqc.rewriting import Pass, close, explain
+from pqc.rewriting import Meaning, Pass, close, explain
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class FoldBatchNorm(Pass):
     """
 
     title: ClassVar[str] = "fold-batchnorm"
-    meaning: ClassVar = close(1e-5)
+    meaning: ClassVar[Meaning] = close(1e-5)
 
     def rewrite(self, model: ir.Model) -> int:
         by_output = {layer.output: layer for layer in layers.layers(model.graph)}

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
 from pqc import graph
-from pqc.rewriting import Pass, close
+from pqc.rewriting import Meaning, Pass, close
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class FoldConstants(Pass):
     """
 
     title: ClassVar[str] = "fold-constants"
-    meaning: ClassVar = close(1e-6)
+    meaning: ClassVar[Meaning] = close(1e-6)
 
     limit: int = 1_000_000
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from pqc import engine, graph, layers, library
 from pqc.errors import PassError
-from pqc.rewriting import CHANGES, Pass
+from pqc.rewriting import CHANGES, Meaning, Pass
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class FreezeMasks(Pass):
     """
 
     title: ClassVar[str] = "freeze-masks"
-    meaning: ClassVar = CHANGES
+    meaning: ClassVar[Meaning] = CHANGES
 
     def rewrite(self, model: ir.Model) -> int:
         sites = list(layers.masks(model.graph))

@@ -12,7 +12,7 @@ from pqc.errors import PassError
 from pqc.method import Method
 from pqc.methods import TABLE
 from pqc.options import nearest
-from pqc.rewriting import CHANGES, Pass, explain
+from pqc.rewriting import CHANGES, Meaning, Pass, explain
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class InsertMasks(Pass):
     """
 
     title: ClassVar[str] = "insert-masks"
-    meaning: ClassVar = CHANGES
+    meaning: ClassVar[Meaning] = CHANGES
 
     method: str = "cs"
     options: dict[str, str] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from pqc import graph, layers, library
 from pqc.errors import UnsupportedError
 from pqc.fixed_point import FixedPoint
 from pqc.functions.quant import ROUNDING_MODES
-from pqc.rewriting import CHANGES, Pass, explain
+from pqc.rewriting import CHANGES, Meaning, Pass, explain
 
 # What needs its activations on a grid: hardware computes it exactly, or reads it from a table.
 READERS = frozenset({*layers.OUTPUT_AXIS, "Tanh", "Sigmoid", "AveragePool", "GlobalAveragePool"})
@@ -31,7 +31,7 @@ class InsertQuant(Pass):
     """
 
     title: ClassVar[str] = "insert-quant"
-    meaning: ClassVar = CHANGES
+    meaning: ClassVar[Meaning] = CHANGES
 
     weights: FixedPoint | None = FixedPoint(1, 0, 7)
     biases: FixedPoint | None = FixedPoint(1, 0, 7)

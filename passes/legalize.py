@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from pqc import graph, layers, trainable
 from pqc.errors import UnsupportedError
-from pqc.rewriting import Pass, close, explain
+from pqc.rewriting import Meaning, Pass, close, explain
 from pqc.shapes import infer_shapes
 
 
@@ -23,7 +23,7 @@ class Legalize(Pass):
     """
 
     title: ClassVar[str] = "legalize"
-    meaning: ClassVar = close(1e-6)
+    meaning: ClassVar[Meaning] = close(1e-6)
 
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, layers
-from pqc.rewriting import Pass, close, explain
+from pqc.rewriting import Meaning, Pass, close, explain
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class LowerConv(Pass):
     """
 
     title: ClassVar[str] = "lower-conv"
-    meaning: ClassVar = close(1e-5)
+    meaning: ClassVar[Meaning] = close(1e-5)
 
     def rewrite(self, model: ir.Model) -> int:
         return sum(_lower(node) for node in model.graph if node.op_type == "Conv" and not node.domain)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from pqc import graph, layers
-from pqc.rewriting import Pass, close, explain
+from pqc.rewriting import Meaning, Pass, close, explain
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class LowerGemm(Pass):
     """
 
     title: ClassVar[str] = "lower-gemm"
-    meaning: ClassVar = close(1e-5)
+    meaning: ClassVar[Meaning] = close(1e-5)
 
     def rewrite(self, model: ir.Model) -> int:
         names = graph.Names(model.graph)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from pqc.rewriting import Pass, close, explain
+from pqc.rewriting import Meaning, Pass, close, explain
 
 GLOBAL = {"GlobalAveragePool": "AveragePool", "GlobalMaxPool": "MaxPool"}
 
@@ -20,7 +20,7 @@ class LowerPool(Pass):
     """
 
     title: ClassVar[str] = "lower-pool"
-    meaning: ClassVar = close(1e-6)
+    meaning: ClassVar[Meaning] = close(1e-6)
 
     def rewrite(self, model: ir.Model) -> int:
         changed = sum(_globally(model.graph, node) for node in list(model.graph) if node.op_type in GLOBAL)

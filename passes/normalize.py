@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 from pqc import graph, layers
 from pqc.errors import UnsupportedError
 from pqc.names import LAYOUT, OUTPUTS, RESERVED
-from pqc.rewriting import Pass, close, explain
+from pqc.rewriting import Meaning, Pass, close, explain
 from pqc.shapes import infer_shapes
 
 WRONG_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
@@ -32,7 +32,7 @@ class Normalize(Pass):
     """
 
     title: ClassVar[str] = "normalize"
-    meaning: ClassVar = close(1e-6)
+    meaning: ClassVar[Meaning] = close(1e-6)
 
     def rewrite(self, model: ir.Model) -> int:
         before = _text(model)

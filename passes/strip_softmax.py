@@ -6,7 +6,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from pqc import graph
-from pqc.rewriting import CHANGES, Pass, explain
+from pqc.rewriting import CHANGES, Meaning, Pass, explain
 
 HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
 
@@ -21,7 +21,7 @@ class StripSoftmax(Pass):
     """
 
     title: ClassVar[str] = "strip-softmax"
-    meaning: ClassVar = CHANGES
+    meaning: ClassVar[Meaning] = CHANGES
 
     def rewrite(self, model: ir.Model) -> int:
         return sum(_strip(model.graph, node) for node in list(model.graph) if _is_head(node))
