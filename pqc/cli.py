@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.text import Text
 
-from pqc import __version__, tables
+from pqc import __version__, interrupts, tables
 from pqc.errors import PqcError, UsageError
 
 if TYPE_CHECKING:
@@ -371,7 +370,7 @@ def main() -> NoReturn:
         sys.exit(f"pqc needs Python 3.10 to 3.12 (its engine has no build beyond); this is {sys.version.split()[0]}")
     verbose = any(argument in ("-vv", "-vvv") for argument in sys.argv[1:]) or sys.argv.count("-v") > 1
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
+        interrupts.listen()
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as error:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
 WORDS = {
     "compress": "inserting quantizers and masks",
@@ -63,7 +63,6 @@ class Reporter:
         if self._bar is None:
             columns = (
                 TextColumn("epoch {task.completed}/{task.total}"),
-                BarColumn(bar_width=20),
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
                 TextColumn("left"),

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from pqc import curves, engine, graph, layers, library, metrics
+from pqc import curves, engine, graph, interrupts, layers, library, metrics
 from pqc.data import Dataset
 from pqc.errors import Interrupted, TrainingError
 from pqc.method import Method
@@ -155,6 +155,7 @@ class Trainer:
             threads=self.threads,
         )
         while state.position.epochs < segment.epochs:
+            interrupts.check()
             self._maybe_snapshot(segment)
             self._epoch(stage, segment)
             checkpoints.save(state, self.path)
