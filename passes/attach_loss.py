@@ -11,7 +11,7 @@ from pqc.errors import PassError, UnsupportedError
 from pqc.functions.losses import LOSSES
 from pqc.method import Method
 from pqc.names import LOSS, OUTPUTS, TARGET
-from pqc.options import nearest
+from pqc.options import check_options, nearest
 from pqc.rewriting import Pass
 
 # The head whose logits the loss wants: it has the same function inside, in a form that cannot overflow.
@@ -65,12 +65,7 @@ class AttachLoss(Pass):
 
     def _attributes(self, domain: str, operator: str) -> dict[str, object]:
         known = [attribute.name for attribute in library.bodies()[domain, operator].attribute_proto]
-        for name in self.options:
-            if name not in known:
-                raise PassError(
-                    f"loss '{self.loss}' has no option '{name}'{nearest(name, known)}",
-                    hint=f"it has: {', '.join(known) or 'none'}",
-                )
+        check_options(f"loss '{self.loss}'", self.options, known)
         try:
             return {name: float(value) for name, value in self.options.items()}
         except ValueError as error:

@@ -11,7 +11,7 @@ from pqc.curves import parse
 from pqc.errors import PassError
 from pqc.method import Method
 from pqc.methods import TABLE
-from pqc.options import nearest
+from pqc.options import check_options, nearest
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
 
 
@@ -58,13 +58,7 @@ def make_method(name: str, options: dict[str, str]) -> Method:
     if name not in TABLE:
         raise PassError(f"no pruning method '{name}'{nearest(name, TABLE)}", hint="see `pqc list methods`")
     method = TABLE[name]
-    known = [one.name for one in fields(method)]
-    for option in options:
-        if option not in known:
-            raise PassError(
-                f"method '{name}' has no option '{option}'{nearest(option, known)}",
-                hint=f"it has: {', '.join(known)}",
-            )
+    check_options(f"method '{name}'", options, [one.name for one in fields(method)])
     try:
         return method(**{option: float(value) for option, value in options.items()})
     except ValueError as error:

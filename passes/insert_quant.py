@@ -15,7 +15,6 @@ from pqc.rewriting import CHANGES, Meaning, Pass, explain
 
 # What needs its activations on a grid: hardware computes it exactly, or reads it from a table.
 READERS = frozenset({*layers.OUTPUT_AXIS, "Tanh", "Sigmoid", "AveragePool", "GlobalAveragePool"})
-HEADS = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 JOINS = frozenset({"Add", "Sub", "Mul"})
 
 
@@ -99,7 +98,7 @@ def _unquantized(
 def _before_head(value: ir.Value) -> ir.Value:
     """The logits, where a softmax or sigmoid ends the model: those are what hardware gives out."""
     head = value.producer()
-    return head.inputs[0] if head is not None and head.op_type in HEADS and head.inputs[0] is not None else value
+    return head.inputs[0] if head is not None and head.op_type in layers.HEADS and head.inputs[0] is not None else value
 
 
 def _feeds_quant(node: ir.Node) -> bool:
@@ -110,7 +109,7 @@ def _activations(node: ir.Node) -> list[ir.Value]:
     """The inputs of `node` that must lie on a grid."""
     if node.domain:
         return []
-    if node.op_type in HEADS and node.outputs[0].is_graph_output():
+    if node.op_type in layers.HEADS and node.outputs[0].is_graph_output():
         return []
     if node.op_type in READERS:
         value = node.inputs[0]

@@ -5,10 +5,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from pqc import graph
+from pqc import graph, layers
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
-
-HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def heads(main: ir.Graph) -> list[ir.Node]:
 
 
 def _is_head(node: ir.Node) -> bool:
-    return not node.domain and node.op_type in HEADS and node.outputs[0].is_graph_output()
+    return not node.domain and node.op_type in layers.HEADS and node.outputs[0].is_graph_output()
 
 
 def _removable(node: ir.Node) -> bool:

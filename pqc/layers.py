@@ -31,6 +31,8 @@ MOVES = frozenset(
         "Concat",
     }
 )
+# What may end a model and is left out in hardware: its logits decide the same.
+HEADS = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 MASK_DOMAIN = "pqc.mask"
 
 

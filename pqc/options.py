@@ -10,6 +10,7 @@ import typing
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from pqc.errors import PassError
 from pqc.fixed_point import FixedPoint
 
 NONE = "none"
@@ -22,6 +23,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `known`, or nothing."""
     found = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def check_options(owner: str, options: Iterable[str], known: list[str]) -> None:
+    """Refuse an option that its owner does not have.
+
+    Raises:
+        PassError: names the option, the nearest one, and those there are.
+    """
+    for option in options:
+        if option not in known:
+            raise PassError(
+                f"{owner} has no option '{option}'{nearest(option, known)}",
+                hint=f"it has: {', '.join(known) or 'none'}",
+            )
 
 
 def spell(field: str) -> str:

@@ -14,7 +14,7 @@ from onnxscript import opset21 as op
 
 from pqc.errors import PassError
 from pqc.functions.operator import OPTIMIZER, Operator
-from pqc.options import field_types, nearest, read
+from pqc.options import check_options, field_types, nearest, read
 
 
 @script(OPTIMIZER, default_opset=op)
@@ -156,13 +156,7 @@ def make_optimizer(name: str, options: dict[str, str]) -> Optimizer:
             f"no optimizer '{name}'{nearest(name, OPTIMIZERS)}", hint=f"optimizers: {', '.join(OPTIMIZERS)}"
         )
     kind = OPTIMIZERS[name]
-    known = [one.name for one in fields(kind)]
-    for option in options:
-        if option not in known:
-            raise PassError(
-                f"optimizer '{name}' has no option '{option}'{nearest(option, known)}",
-                hint=f"it has: {', '.join(known)}",
-            )
+    check_options(f"optimizer '{name}'", options, [one.name for one in fields(kind)])
     try:
         kinds = field_types(kind)
         values: dict[str, Any] = {option: _value(text, kinds[option]) for option, text in options.items()}
