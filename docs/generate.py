@@ -12,6 +12,7 @@ import click
 
 from pqc import errors
 from pqc.cli import cli
+from pqc.functions.operator import RANKING
 from pqc.method import Method
 from pqc.methods import TABLE as METHODS
 from pqc.options import spell, write
@@ -64,17 +65,11 @@ def methods() -> Iterator[str]:
         yield f"\n## {name}\n"
         yield docstring(kind)
         yield "\n" + docstring(inspect.getmodule(kind))
-        functions = {
-            "mask": kind.mask,
-            "hard mask": kind.hard_mask,
-            "penalty": kind.penalty,
-            "end of round": kind.end_of_round,
-        }
         yield "\n| function | inputs | what it computes |\n|---|---|---|"
-        for label, operator in functions.items():
-            if operator is not None:
+        for operator in kind.operators:
+            if operator.key[0] != RANKING.domain:
                 inputs = ", ".join(operator.bodies()[0].input)
-                yield f"| {label} | {inputs} | {cell(operator.function)} |"
+                yield f"| {operator.key[1]} | {inputs} | {cell(operator.function)} |"
         yield "\n" + controls(kind())
         yield "\n".join(options_table(kind, str))
 

@@ -2,6 +2,7 @@
 
 from pqc.passes.attach_loss import AttachLoss
 from pqc.passes.attach_optimizer import AttachOptimizer
+from pqc.passes.attach_updates import AttachUpdates
 from pqc.passes.batch_parameters import BatchParameters
 from pqc.passes.bypass_masks import BypassMasks
 from pqc.passes.calibrate_quant import CalibrateQuant
@@ -23,6 +24,7 @@ from pqc.passes.lower_quant import LowerQuant
 from pqc.passes.lower_reshape import LowerReshape
 from pqc.passes.lower_scales import LowerScales
 from pqc.passes.normalize import Normalize
+from pqc.passes.shrink import Shrink
 from pqc.passes.strip_softmax import StripSoftmax
 from pqc.passes.strip_training import StripTraining
 from pqc.rewriting import Pass
@@ -40,6 +42,7 @@ TABLE: dict[str, type[Pass]] = {
         InsertMasks,
         BypassMasks,
         AttachLoss,
+        AttachUpdates,
         ExposeParameters,
         LowerQuant,
         BatchParameters,
@@ -49,6 +52,7 @@ TABLE: dict[str, type[Pass]] = {
         FreezeMasks,
         FoldMasks,
         FoldQuant,
+        Shrink,
         StripTraining,
         StripSoftmax,
         LowerConv,

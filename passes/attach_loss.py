@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -9,7 +9,7 @@ import onnx_ir as ir
 from pqc import graph, layers, library
 from pqc.errors import PassError, UnsupportedError
 from pqc.functions.losses import LOSSES
-from pqc.method import Method
+from pqc.masking import Builder, masks
 from pqc.names import LOSS, OUTPUTS, TARGET
 from pqc.options import check_options, nearest
 from pqc.rewriting import Pass
@@ -94,19 +94,13 @@ def logits(output: ir.Value, loss: str) -> ir.Value:
 
 def _penalties(main: ir.Graph) -> list[ir.Value]:
     terms = []
-    for site in list(layers.masks(main)):
-        operator = site.method.penalty
-        attributes = {name: attribute.value for name, attribute in site.node.attributes.items()}
-        if operator is not None and _penalizes(site.method, attributes):
-            domain, name = operator.key
-            terms.append(_scalar(main, name, [site.node.outputs[0]], domain, f"{site.weight.name}.penalty", attributes))
+    builder = Builder(main)
+    for site in list(masks(main)):
+        call = site.method.penalty()
+        if call is not None:
+            terms.append(builder.call(site, call, "penalty")[0])
+            terms[-1].shape = ir.Shape([])
     return terms
-
-
-def _penalizes(method: type[Method], attributes: dict[str, object]) -> bool:
-    names = {field.name for field in fields(method)}
-    known = {name: value for name, value in attributes.items() if name in names}
-    return method(**known).penalizes()
 
 
 def _scalar(

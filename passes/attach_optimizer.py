@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from pqc import graph, library
 from pqc.errors import PassError
-from pqc.functions.optimizers import make_optimizer
-from pqc.names import GRADIENT_SUFFIX, LEARNING_RATE, NEXT, RATE, THETA
+from pqc.functions.optimizers import CLIP_BY_NORM, Optimizer, make_optimizer
+from pqc.names import ACCUMULATED, BASE, DECAY, GRADIENT_SUFFIX, LEARNING_RATE, NEXT, RATE, THETA, layout
 from pqc.rewriting import Pass
 
 
@@ -18,7 +18,8 @@ class AttachOptimizer(Pass):
     """Append the update of theta: one run is one training step.
 
     theta_grad → theta.next and the optimizer's next moments; learning rate, rates by element and moments become
-    inputs with defaults.
+    inputs with defaults. `decays` adds the input decay, a weight decay by element; `clip` bounds the gradient's norm;
+    `accumulate` averages the gradients of so many batches, from the input accumulated to accumulated.next.
     Leaves a graph that has an optimizer.
     """
 
@@ -27,6 +28,9 @@ class AttachOptimizer(Pass):
 
     optimizer: str = "adam"
     options: dict[str, str] = field(default_factory=dict)
+    decays: bool = False
+    clip: float | None = None
+    accumulate: int = 1
 
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph
@@ -38,20 +42,81 @@ class AttachOptimizer(Pass):
         optimizer = make_optimizer(self.optimizer, self.options)
         theta = main.initializers[THETA]
         size = graph.stored(theta).shape
-        inputs = [
-            theta,
-            gradient,
-            _input(main, RATE, np.ones(size)),
-            _input(main, LEARNING_RATE, np.array(1e-3)),
-        ]
-        inputs += [_input(main, name, np.array(value)) for name, value in optimizer.scalars(1).items()]
-        inputs += [_input(main, slot, np.zeros(size)) for slot in optimizer.slots]
+        spent = (THETA + GRADIENT_SUFFIX, THETA + BASE)
+        base = next((value for value in main.outputs if value.name == THETA + BASE), theta)
+        kept = [value for value in main.outputs if value.name not in spent]
+        if self.accumulate > 1:
+            gradient = _accumulated(main, gradient, self.accumulate)
+            kept.append(gradient)
+        if self.clip is not None:
+            gradient = _clipped(main, gradient, self.clip)
+        inputs = [base, gradient, _input(main, RATE, np.ones(size)), _input(main, LEARNING_RATE, np.array(1e-3))]
+        inputs.append(_input(main, DECAY, self._decay(model, optimizer)))
+        moments = [_input(main, name, np.array(value)) for name, value in optimizer.scalars(1).items()]
+        moments += [_input(main, slot, np.zeros(size)) for slot in optimizer.slots]
         outputs = [ir.val(name + NEXT, ir.DataType.FLOAT, size) for name in (THETA, *optimizer.slots)]
         domain, operator = optimizer.operator.key
-        main.append(ir.node(operator, inputs, optimizer.attributes(), domain=domain, name="optimizer", outputs=outputs))
-        main.outputs[:] = [value for value in main.outputs if value is not gradient] + outputs
+        attributes = optimizer.attributes()
+        if self.decays and optimizer.pull is None:
+            attributes["decays"] = 1
+        step = ir.node(operator, [*inputs, *moments], attributes, domain=domain, name="optimizer", outputs=outputs)
+        main.append(step)
+        if optimizer.pull is not None:
+            outputs[0] = _pulled(main, optimizer, step, inputs)
+        main.outputs[:] = kept + outputs
         library.link(model)
         return 1
+
+    def _decay(self, model: ir.Model, optimizer: Optimizer) -> np.ndarray:
+        """The default decays: one for all parameters, or one for each where roles differ."""
+        if not self.decays and optimizer.decayed is None:
+            return np.array(optimizer.decay)
+        pulled = optimizer.decayed
+        return np.concatenate(
+            [
+                np.full(int(np.prod(shape)), optimizer.decay if pulled is None or role in pulled else 0.0)
+                for _, shape, role in layout(model)
+            ]
+        )
+
+
+def _pulled(main: ir.Graph, optimizer: Optimizer, step: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    """theta.next after the optimizer's last pull."""
+    assert optimizer.pull is not None
+    moved = step.outputs[0]
+    moved.name = f"{THETA}.moved"
+    domain, operator = optimizer.pull.key
+    base, _, *rates = inputs
+    attributes = {"p": getattr(optimizer, "p", 1.0)}
+    return _node(main, operator, [base, moved, *rates], THETA + NEXT, moved.shape, attributes, domain)
+
+
+def _accumulated(main: ir.Graph, gradient: ir.Value, count: int) -> ir.Value:
+    """The sum of the gradients so far, each divided by how many there will be."""
+    before = _input(main, ACCUMULATED, np.zeros(graph.stored(main.initializers[THETA]).shape))
+    share = graph.add_initializer(main, "accumulated.share", np.array(1 / count, np.float32))
+    scaled = _node(main, "Mul", [gradient, share], "accumulated.scaled", gradient.shape)
+    return _node(main, "Add", [before, scaled], ACCUMULATED + NEXT, gradient.shape)
+
+
+def _clipped(main: ir.Graph, gradient: ir.Value, bound: float) -> ir.Value:
+    """The gradient, shortened to the length `bound` where it is longer."""
+    domain, operator = CLIP_BY_NORM.key
+    return _node(main, operator, [gradient], "theta.clipped", gradient.shape, {"bound": bound}, domain)
+
+
+def _node(
+    main: ir.Graph,
+    operator: str,
+    inputs: list[ir.Value],
+    name: str,
+    shape: ir.Shape | None,
+    attributes: dict[str, float] | None = None,
+    domain: str = "",
+) -> ir.Value:
+    output = ir.val(name, ir.DataType.FLOAT, shape)
+    main.append(ir.node(operator, inputs, attributes, domain=domain, name=f"{name}.node", outputs=[output]))
+    return output
 
 
 def _input(main: ir.Graph, name: str, default: np.ndarray) -> ir.Value:

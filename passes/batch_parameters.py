@@ -10,12 +10,10 @@ import onnx_ir as ir
 
 from pqc import graph, layers
 from pqc.functions.fixed import FIXED_POINT
-from pqc.methods import TABLE as METHODS
+from pqc.functions.operator import PENALTY
+from pqc.masking import method_of
 from pqc.names import THETA, layout
 from pqc.rewriting import Meaning, Pass, close
-
-ELEMENTWISE = {FIXED_POINT.key} | {method.mask.key for method in METHODS.values() if method.elementwise}
-ADDITIVE = {method.penalty.key for method in METHODS.values() if method.penalty is not None and method.elementwise}
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class _Batcher:
         self.done.update(nodes)
         first = nodes[0]
         attributes = {name: attribute.value for name, attribute in first.attributes.items()}
-        scalar = (first.domain, first.op_type) in ADDITIVE
+        scalar = first.domain == PENALTY.domain
         shape = ir.Shape([]) if scalar else bundle.flat.shape
         output = ir.val(self.names.new(f"{first.outputs[0].name}.all"), ir.DataType.FLOAT, shape)
         self._add(first.op_type, inputs, [output], f"{first.name}.all", attributes, first.domain)
@@ -193,5 +191,7 @@ def _key(node: ir.Node, index: int) -> Hashable:
     """What a node does to the input `index`, or None where that cannot be done to all layers at once."""
     attributes = tuple(sorted((name, str(attribute.value)) for name, attribute in node.attributes.items()))
     key = (node.domain, node.op_type)
-    batchable = key in ELEMENTWISE or key in ADDITIVE or (not node.domain and layers.applies_mask(node))
+    method = method_of(node) if node.domain else None
+    elementwise = method is not None and method.elementwise and node.domain in (layers.MASK_DOMAIN, PENALTY.domain)
+    batchable = key == FIXED_POINT.key or elementwise or (not node.domain and layers.applies_mask(node))
     return (*key, index, attributes) if batchable else None

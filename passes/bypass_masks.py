@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from pqc import graph, layers
+from pqc import graph
+from pqc.masking import masks
 from pqc.rewriting import CHANGES, Meaning, Pass
 
 
@@ -21,7 +22,7 @@ class BypassMasks(Pass):
     meaning: ClassVar[Meaning] = CHANGES
 
     def rewrite(self, model: ir.Model) -> int:
-        sites = list(layers.masks(model.graph))
+        sites = list(masks(model.graph))
         for site in sites:
             site.product.outputs[0].replace_all_uses_with(graph.operand(site.product, 0))
         if sites:

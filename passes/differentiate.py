@@ -3,16 +3,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import onnx
+import onnx.inliner
 import onnx_ir as ir
 
 from pqc import engine, graph, library, trainable
 from pqc.errors import GraphError, PassError, UnsupportedError
 from pqc.functions.operator import GRADIENT
-from pqc.names import GRADIENT_SUFFIX, LOSS, THETA
+from pqc.names import BASE, BUFFERS, GRADIENT_SUFFIX, LOSS, NEXT, THETA
 from pqc.passes.legalize import slices
 from pqc.rewriting import Pass
 from pqc.samples import sample
+from pqc.shapes import infer_shapes
 
+KEPT = (LOSS, THETA + BASE, BUFFERS + NEXT)
 HINT = "run legalize first; if it did run, report the model"
 
 
@@ -21,7 +25,7 @@ class Differentiate(Pass):
     """Add the backward pass: the gradient of the loss with respect to theta.
 
     loss(x, target, theta) → also theta_grad. Other outputs go, so that nothing is computed that training does not
-    read. Every gradient's shape is compared with its tensor's in a trial run.
+    read; the states that a step changes stay. Every gradient's shape is compared with its tensor's in a trial run.
     Leaves a graph that has a gradient.
     """
 
@@ -31,24 +35,38 @@ class Differentiate(Pass):
     def rewrite(self, model: ir.Model) -> int:
         if any(value.name == THETA + GRADIENT_SUFFIX for value in model.graph.outputs):
             return 0
-        loss = next((value for value in model.graph.outputs if value.name == LOSS), None)
+        kept = [value for value in model.graph.outputs if value.name in KEPT]
+        loss = next((value for value in kept if value.name == LOSS), None)
         if loss is None or THETA not in model.graph.initializers:
             raise PassError("there is no loss or no theta", hint="run attach-loss,expose-parameters first")
         main = model.graph
-        main.outputs[:] = [loss]
+        main.outputs[:] = kept
         graph.remove_unused(main)
         for node in [node for node in main if node.op_type == "Split"]:
             slices(main, node)
         graph.remove_unused(main)
         check_trainable(main)
-        library.link(model, gradients=True)
-        differentiated = graph.from_proto(engine.gradient_graph(graph.to_proto(model), LOSS, [THETA]))
+        inlined = _inlined(model)
+        library.link(inlined, gradients=True)
+        differentiated = graph.from_proto(engine.gradient_graph(graph.to_proto(inlined), LOSS, [THETA]))
         _inherit_attributes(differentiated.graph)
         model.graph = differentiated.graph
         library.link(model)
         library.prune_imports(model)
         check_shapes(model)
         return 1
+
+
+def _inlined(model: ir.Model) -> ir.Model:
+    """The graph with the bodies in place of the operators that have no gradient of their own but are differentiable."""
+    if not any((node.domain, node.op_type) in library.inlined() for node in model.graph):
+        return model
+    library.link(model)
+    proto = onnx.inliner.inline_selected_functions(graph.to_proto(model), library.inlined())
+    graph.name_nodes(proto)
+    inlined = graph.from_proto(proto)
+    infer_shapes(inlined)
+    return inlined
 
 
 def check_trainable(main: ir.Graph) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import json
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import numpy as np
@@ -8,11 +10,12 @@ import onnx_ir as ir
 
 from pqc import graph, layers, library
 from pqc.curves import parse
-from pqc.errors import PassError
+from pqc.errors import PassError, UnsupportedError
+from pqc.masking import Builder, make_node
 from pqc.method import Method
-from pqc.methods import TABLE
-from pqc.options import check_options, nearest
+from pqc.methods import make
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
+from pqc.shapes import infer_shapes
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,9 @@ class InsertMasks(Pass):
     """Multiply every weight by a mask that a pruning method learns.
 
     Quant(W) → Quant(W · mask(state, controls)), or Quant(W) · mask with `pruning-first=false`. `options` are the
-    method's, as name=value,name=value.
-    Leaves biases, layers that match `exclude`, and weights that have a mask already.
+    method's, as name=value,name=value; `layers` changes them for some layers, as JSON: {"pattern": {"name": value}}.
+    Leaves biases, layers that match `exclude`, weights that have a mask already, and, where whole outputs are pruned,
+    the layers that give out the model's results.
     """
 
     title: ClassVar[str] = "insert-masks"
@@ -29,40 +33,49 @@ class InsertMasks(Pass):
 
     method: str = "cs"
     options: dict[str, str] = field(default_factory=dict)
+    layers: str = ""
     pruning_first: bool = True
     exclude: tuple[str, ...] = ()
 
     def rewrite(self, model: ir.Model) -> int:
-        method = make_method(self.method, self.options)
-        layers.check_patterns(layers.layers(model.graph), self.exclude)
-        wanted = {
-            layer.weight: layer
-            for layer in layers.layers(model.graph)
-            if not layer.excluded(self.exclude) and not _masked(layer.weight)
-        }
-        writer = _Writer(model.graph, method)
-        for weight, layer in wanted.items():
-            writer.mask(weight, self.pruning_first)
-            explain(layer.node, f"weight '{weight.name}' gets a mask")
+        main = model.graph
+        found = layers.layers(main)
+        layers.check_patterns(found, (*self.exclude, *self._overrides()))
+        last = layers.last(main) if make(self.method, self.options).cuts_outputs else set()
+        wanted: dict[ir.Value, Method] = {}
+        for layer in found:
+            if layer.excluded(self.exclude) or _masked(layer.weight):
+                continue
+            if layer.node in last:
+                explain(layer.node, "left alone: its outputs are the model's")
+                continue
+            wanted.setdefault(layer.weight, self._method(layer))
+        writer = _Writer(main)
+        for weight, method in wanted.items():
+            writer.mask(weight, method, self.pruning_first)
         if wanted:
             library.link(model)
+            infer_shapes(model)
         return len(wanted)
 
+    def _overrides(self) -> dict[str, dict[str, object]]:
+        try:
+            return {str(name): dict(options) for name, options in json.loads(self.layers or "{}").items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise PassError(f"layers: {error}", hint='write JSON: {"pattern": {"option": value}}') from error
 
-def make_method(name: str, options: dict[str, str]) -> Method:
-    """The pruning method `name` with its options, given as text.
-
-    Raises:
-        PassError: no such method or option, or a value that is not a number.
-    """
-    if name not in TABLE:
-        raise PassError(f"no pruning method '{name}'{nearest(name, TABLE)}", hint="see `pqc list methods`")
-    method = TABLE[name]
-    check_options(f"method '{name}'", options, [one.name for one in fields(method)])
-    try:
-        return method(**{option: float(value) for option, value in options.items()})
-    except ValueError as error:
-        raise PassError(f"method '{name}': {error}", hint="its options are numbers") from error
+    def _method(self, layer: layers.Layer) -> Method:
+        """The method with the options that hold for a layer; controls are the same everywhere."""
+        options: dict[str, object] = dict(self.options)
+        for pattern, changes in self._overrides().items():
+            options |= changes if fnmatchcase(layer.name, pattern) else {}
+        method, common = make(self.method, options), make(self.method, self.options)
+        if method.controls() != common.controls():
+            raise PassError(
+                f"the layer '{layer.name}' changes an option that sets a curve, and curves are common to all layers",
+                hint=f"curves: {', '.join(common.controls())}",
+            )
+        return method
 
 
 def _masked(weight: ir.Value) -> bool:
@@ -74,50 +87,57 @@ def _masked(weight: ir.Value) -> bool:
 class _Writer:
     """Adds mask nodes, their states beside the weights, and one initializer per control."""
 
-    def __init__(self, main: ir.Graph, method: Method) -> None:
+    def __init__(self, main: ir.Graph) -> None:
         self.main = main
-        self.method = method
-        self.names = graph.Names(main)
+        self.builder = Builder(main)
+        self.names = self.builder.names
         self.controls: dict[str, ir.Value] = {}
 
-    def mask(self, weight: ir.Value, pruning_first: bool) -> None:
-        mask = self._mask_node(weight)
+    def mask(self, weight: ir.Value, method: Method, pruning_first: bool) -> None:
+        layer = self.builder.layers[weight][0]
+        explain(layer.node, f"weight '{weight.name}' gets a mask")
         quants = [node for node in weight.consumers() if layers.is_quant(node)]
         target = weight if pruning_first or not quants else quants[0].outputs[0]
         readers = list(target.uses())
+        nodes, mask = self._mask(weight, target, method)
         product = ir.node(
             "Mul",
-            [target, mask.outputs[0]],
+            [target, mask],
             name=self.names.new(f"{weight.name}.pruned"),
             outputs=[ir.val(self.names.new(f"{weight.name}.masked"), weight.dtype, weight.shape)],
         )
         for reader, index in readers:
-            if reader is not mask:
-                reader.replace_input_with(index, product.outputs[0])
+            reader.replace_input_with(index, product.outputs[0])
         producer = target.producer()
         if producer is None:
-            self.main.insert_before(self.main.node(0), (mask, product))
+            self.main.insert_before(self.main.node(0), (*nodes, product))
         else:
-            self.main.insert_after(producer, (mask, product))
+            self.main.insert_after(producer, (*nodes, product))
 
-    def _mask_node(self, weight: ir.Value) -> ir.Node:
-        method = self.method
-        values = {"weight": weight}
-        array = np.asarray(graph.constant(weight))
+    def _mask(self, weight: ir.Value, target: ir.Value, method: Method) -> tuple[list[ir.Node], ir.Value]:
+        """Nodes that compute the mask of `target` in the weight's layout."""
+        layout = self.builder.layout(weight, method)
+        try:
+            method.check(layout.shape)
+        except ValueError as error:
+            hint = "exclude the layer, or give it options of its own"
+            raise UnsupportedError(f"{method.title}: {error}", at=f"weight '{weight.name}'", hint=hint) from error
+        values = self._inputs(weight, layout.seen(np.asarray(graph.constant(weight))), method)
+        before: list[ir.Node] = []
+        if "weight" in method.mask().reads:
+            before, values["weight"] = layout.seen_nodes(target, self.main, self.names)
+        node = make_node(method.mask(), values, method, self.names, f"{weight.name}.mask")
+        after, mask = layout.back_nodes(node.outputs[0], self.main, self.names)
+        return [*before, node, *after], mask
+
+    def _inputs(self, weight: ir.Value, seen: np.ndarray, method: Method) -> dict[str, ir.Value]:
+        values = {}
         for state in method.states():
             name = self.names.new(f"{weight.name}.{state.name}")
-            values[state.name] = graph.add_initializer(self.main, name, state.initial(array))
+            values[state.name] = graph.add_initializer(self.main, name, np.asarray(state.initial(seen), np.float32))
         for control, curve in method.controls().items():
             if control not in self.controls:
                 start = np.asarray(parse(curve)(0, 1), np.float32)
                 self.controls[control] = graph.add_initializer(self.main, self.names.new(control), start)
             values[control] = self.controls[control]
-        domain, operator = method.mask.key
-        return ir.node(
-            operator,
-            [values[name] for name in method.mask_inputs],
-            method.attributes(),
-            domain=domain,
-            name=self.names.new(f"{weight.name}.mask"),
-            outputs=[ir.val(self.names.new(f"{weight.name}.mask.out"), weight.dtype, weight.shape)],
-        )
+        return values

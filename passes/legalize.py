@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from pqc import graph, layers, trainable
+from pqc import graph, masking, trainable
 from pqc.errors import UnsupportedError
 from pqc.rewriting import Meaning, Pass, close, explain
 from pqc.shapes import infer_shapes
@@ -34,7 +34,7 @@ class Legalize(Pass):
         if changed:
             graph.remove_unused(main)
             infer_shapes(model)
-        trainable.check(main, [parameter.value for parameter in layers.parameters(main)])
+        trainable.check(main, [parameter.value for parameter in masking.parameters(main)])
         return changed
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, library
-from pqc.names import LAYOUT, OUTPUTS, TARGET, THETA, layout
+from pqc.names import BUFFERS, LAYOUT, OUTPUTS, TARGET, THETA, UPDATED, layout
 from pqc.rewriting import Pass
 
 
@@ -32,7 +32,7 @@ class StripTraining(Pass):
         for value in spare:
             main.inputs.remove(value)
         changed += len(spare) + library.unlink(model)
-        for key in (OUTPUTS, LAYOUT):
+        for key in (OUTPUTS, LAYOUT, UPDATED):
             changed += model.metadata_props.pop(key, None) is not None
         return changed
 
@@ -47,19 +47,22 @@ def _restore_outputs(model: ir.Model) -> int:
 
 
 def _restore_parameters(model: ir.Model) -> int:
-    """Turn the slices of theta back into initializers of their own."""
+    """Turn the slices of theta and of the buffers back into initializers of their own."""
+    return sum(_restore(model, vector) for vector in (THETA, BUFFERS))
+
+
+def _restore(model: ir.Model, vector: str) -> int:
     main = model.graph
-    theta = main.initializers.get(THETA)
-    if theta is None:
+    if vector not in main.initializers:
         return 0
-    flat = graph.stored(theta)
+    flat = graph.stored(main.initializers[vector])
     by_name = {value.name: value for value in graph.values(main)}
     start = 0
-    for name, shape, _ in layout(model):
+    for name, shape, _ in layout(model, vector):
         size = int(np.prod(shape))
         value = by_name[name]
         value.name = f"{name}.slice.out"
         own = graph.add_initializer(main, name, flat[start : start + size].reshape(shape))
         value.replace_all_uses_with(own)
         start += size
-    return len(layout(model))
+    return len(layout(model, vector))

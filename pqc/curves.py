@@ -57,6 +57,34 @@ def warmup_cosine(start: float, end: float, warmup: float) -> Curve:
     return curve
 
 
+def ramp(slope: float, limit: float = 1.0) -> Curve:
+    """`slope` more every step from the first on, up to `limit`."""
+    return lambda n, length: min(slope * (n + 1), limit)
+
+
+def cubic(start: float, end: float, first: float = 0.0, last: float = 1.0) -> Curve:
+    """From start to end between two fractions of the length, fast first: end + (start - end)(1 - share)³."""
+
+    def curve(n: float, length: int) -> float:
+        begin, width = first * (length - 1), (last - first) * (length - 1)
+        share = min(max((n - begin) / width, 0.0), 1.0) if width > 0 else float(n >= begin)
+        return end + (start - end) * (1 - share) ** 3
+
+    return curve
+
+
+def autosparse(start: float, reset: float) -> Curve:
+    """start · max((1 + cos πt)/2, 1 - sigmoid(12t - 6)), t the share done an epoch before; 0 after epoch `reset`."""
+
+    def curve(n: float, length: int) -> float:
+        before = max(n - 1, 0)
+        t = before / length
+        falling = max((1 + math.cos(math.pi * t)) / 2, 1 - 1 / (1 + math.exp(6 - 12 * t)))
+        return 0.0 if n > 0 and before >= reset else start * falling
+
+    return curve
+
+
 CURVES: dict[str, Callable[..., Curve]] = {
     "constant": constant,
     "linear": linear,
@@ -64,6 +92,9 @@ CURVES: dict[str, Callable[..., Curve]] = {
     "cosine": cosine,
     "step": step,
     "warmup_cosine": warmup_cosine,
+    "ramp": ramp,
+    "cubic": cubic,
+    "autosparse": autosparse,
 }
 
 

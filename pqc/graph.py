@@ -37,7 +37,7 @@ def load(path: str | Path) -> ir.Model:
     _check_tensors(proto, path)
     _check_opset(proto, path)
     onnx.load_external_data_for_model(proto, str(path.parent))
-    _name_nodes(proto)
+    name_nodes(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -72,7 +72,7 @@ def copy(model: ir.Model) -> ir.Model:
     return ir.serde.deserialize_model(ir.serde.serialize_model(model))
 
 
-def _name_nodes(proto: onnx.ModelProto) -> None:
+def name_nodes(proto: onnx.ModelProto) -> None:
     """Give nodes that share a name, or have none, one of their own: the engine and hls4ml go by names."""
     taken = {node.name for node in proto.graph.node}
     seen: set[str] = set()

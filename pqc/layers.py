@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -10,9 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc.errors import PassError
-from pqc.graph import QONNX, constant, operand
-from pqc.method import Method
-from pqc.methods import TABLE as METHODS
+from pqc.graph import QONNX, constant, dims, operand
 
 WEIGHT_INPUT = 1
 OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
@@ -34,6 +31,7 @@ MOVES = frozenset(
 # What may end a model and is left out in hardware: its logits decide the same.
 HEADS = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 MASK_DOMAIN = "pqc.mask"
+LAYOUT_CHANGES = ("Transpose", "Reshape", "Expand")
 
 
 @dataclass(frozen=True)
@@ -78,28 +76,19 @@ class Layer:
             return 0
         return OUTPUT_AXIS[self.node.op_type]
 
+    def channels(self, side: str) -> int:
+        """How many channels the `input` or the `output` has."""
+        shape, groups = dims(self.weight), self.node.attributes.get_int("group", 1)
+        axis = self.output_axis % len(shape)
+        if self.node.op_type in ("MatMul", "Gemm"):
+            return shape[axis] if side == "output" else shape[2 * len(shape) - 3 - axis]
+        grouped = (side == "input") != (self.node.op_type == "ConvTranspose")
+        counted = shape[axis] if side == "output" else shape[1 - axis]
+        return counted * groups if grouped else counted
+
     def excluded(self, patterns: tuple[str, ...]) -> bool:
         """Whether one of the shell patterns matches the layer's name."""
         return any(fnmatchcase(self.name, pattern) for pattern in patterns)
-
-
-@dataclass(frozen=True)
-class MaskSite:
-    """A learned mask in the graph.
-
-    Args:
-        node: the mask function's node.
-        method: the pruning method's class.
-        product: the Mul that applies the mask.
-        weight: the initializer that is masked.
-        inputs: the node's inputs by the method's names for them.
-    """
-
-    node: ir.Node
-    method: type[Method]
-    product: ir.Node
-    weight: ir.Value
-    inputs: dict[str, ir.Value]
 
 
 def check_patterns(found: list[Layer], patterns: tuple[str, ...]) -> None:
@@ -134,9 +123,17 @@ def applies_mask(node: ir.Node) -> bool:
     if node.op_type != "Mul" or len(node.inputs) != 2 or node.inputs[1] is None:
         return False
     mask = node.inputs[1]
-    producer = mask.producer()
     frozen = mask.is_initializer() and (mask.name or "").endswith(".mask")
-    return frozen or (producer is not None and producer.domain == MASK_DOMAIN)
+    return frozen or mask_node(mask) is not None
+
+
+def mask_node(value: ir.Value) -> ir.Node | None:
+    """The node of a method's mask function that `value` comes from, also through a change of layout."""
+    node = value.producer()
+    while node is not None and node.domain == "" and node.op_type in LAYOUT_CHANGES:
+        before = node.inputs[0]
+        node = before.producer() if before is not None else None
+    return node if node is not None and node.domain == MASK_DOMAIN else None
 
 
 def layers(graph: ir.Graph) -> list[Layer]:
@@ -148,6 +145,20 @@ def layers(graph: ir.Graph) -> list[Layer]:
         weight = source(node.inputs[WEIGHT_INPUT])
         if weight is not None and source(node.inputs[0]) is None:
             found.append(layer_of(node))
+    return found
+
+
+def last(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes of layers whose results reach an output without another layer between."""
+    reached = set(graph.outputs)
+    found = set()
+    for node in reversed(list(graph)):
+        if not any(output in reached for output in node.outputs):
+            continue
+        if node.op_type in OUTPUT_AXIS and not node.domain and source(node.inputs[WEIGHT_INPUT]) is not None:
+            found.add(node)
+        else:
+            reached.update(value for value in node.inputs if value is not None)
     return found
 
 
@@ -176,71 +187,6 @@ def _bias_add(node: ir.Node) -> ir.Node | None:
 
 def _bias_operand(add: ir.Node) -> int:
     return 1 if source(add.inputs[1]) is not None else 0
-
-
-def masks(graph: ir.Graph) -> Iterator[MaskSite]:
-    """The learned masks in the order of the graph."""
-    by_operator = {
-        operator.key: (method, names)
-        for method in METHODS.values()
-        for operator, names in (
-            (method.mask, method.mask_inputs),
-            (method.hard_mask, method.hard_mask_inputs),
-        )
-    }
-    for node in graph:
-        found = by_operator.get((node.domain, node.op_type))
-        if found is None:
-            continue
-        method, names = found
-        for product in node.outputs[0].consumers():
-            weight = source(product.inputs[0])
-            if weight is not None:
-                inputs = {name: value for name, value in zip(names, node.inputs, strict=True) if value is not None}
-                yield MaskSite(node, method, product, weight, inputs)
-
-
-def controls(graph: ir.Graph) -> dict[str, ir.Value]:
-    """The annealed scalars of the masks, by name."""
-    found: dict[str, ir.Value] = {}
-    for site in masks(graph):
-        states = {state.name for state in site.method().states()}
-        for name, value in site.inputs.items():
-            if name != "weight" and name not in states:
-                found[name] = value
-    return found
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A tensor that the optimizer moves. `role` is `weight`, `bias` or the name of a method's state."""
-
-    value: ir.Value
-    role: str
-
-
-def parameters(graph: ir.Graph) -> list[Parameter]:
-    """Everything trained, once each: weights, then biases, then states in the order of their weights."""
-    found: dict[str, Parameter] = {}
-    known = layers(graph)
-    sites = {site.weight: site for site in masks(graph)}
-    for layer in known:
-        _add(found, layer.weight, "weight")
-    for layer in known:
-        if layer.bias is not None:
-            _add(found, layer.bias, "bias")
-    ordered = [sites[layer.weight] for layer in known if layer.weight in sites]
-    names = dict.fromkeys(state.name for site in ordered for state in site.method().states() if state.trained)
-    for name in names:
-        for site in ordered:
-            if name in site.inputs:
-                _add(found, site.inputs[name], name)
-    return list(found.values())
-
-
-def _add(found: dict[str, Parameter], value: ir.Value, role: str) -> None:
-    assert value.name is not None
-    found.setdefault(value.name, Parameter(value, role))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import onnx
@@ -10,8 +11,9 @@ import onnx_ir as ir
 from pqc.functions.fixed import FIXED_POINT
 from pqc.functions.losses import LOSSES
 from pqc.functions.operator import Key, Operator
-from pqc.functions.optimizers import OPTIMIZERS
+from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
 from pqc.functions.quant import QUANT
+from pqc.functions.ranking import RANKINGS
 from pqc.functions.standard import GRADIENTS, StandardGradient
 from pqc.methods import TABLE as METHODS
 
@@ -21,9 +23,9 @@ Differentiable = Operator | StandardGradient
 @cache
 def operators() -> dict[Key, Operator]:
     """The operators of quantizers, losses, optimizers and methods."""
-    found = [QUANT, FIXED_POINT, *LOSSES.values()]
+    found = [QUANT, FIXED_POINT, CLIP_BY_NORM, PULL, *RANKINGS, *LOSSES.values()]
     found += [optimizer.operator for optimizer in OPTIMIZERS.values()]
-    found += [operator for method in METHODS.values() for operator in method.operators()]
+    found += [operator for method in METHODS.values() for operator in method.operators]
     return {operator.key: operator for operator in found}
 
 
@@ -32,7 +34,16 @@ def bodies() -> dict[Key, onnx.FunctionProto]:
     """The function bodies, forward and backward."""
     found = [body for operator in operators().values() for body in operator.bodies()]
     found += [one.gradient.to_function_proto() for one in GRADIENTS]
+    for body in found:
+        _import_domains(body)
     return {(body.domain, body.name): body for body in found}
+
+
+def _import_domains(body: onnx.FunctionProto) -> None:
+    """Import the domains that are called in branches too, which onnxscript leaves out."""
+    known = {entry.domain for entry in body.opset_import}
+    called = {domain for domain, _ in _calls(body.node)} - known - {"ai.onnx"}
+    body.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(called) if domain)
 
 
 @cache
@@ -40,6 +51,11 @@ def derivatives() -> dict[Key, Differentiable]:
     """What has a gradient of pqc's own, by domain and name of the forward operator."""
     own = {key: operator for key, operator in operators().items() if operator.gradient is not None}
     return {**own, **{("", one.name): one for one in GRADIENTS}}
+
+
+def inlined() -> list[Key]:
+    """The operators whose bodies are differentiated themselves."""
+    return [key for key, operator in operators().items() if operator.inline]
 
 
 def link(model: ir.Model, *, gradients: bool = False) -> int:
@@ -50,10 +66,10 @@ def link(model: ir.Model, *, gradients: bool = False) -> int:
         gradients: attach the gradients' bodies too, before the nodes that use them exist.
     """
     present = {(node.domain, node.op_type) for node in model.graph.all_nodes()}
-    used = present & bodies().keys()
+    used = _with_callees(present & bodies().keys())
     if gradients:
-        own = [derivatives()[key].gradient for key in present & derivatives().keys()]
-        used |= {(one.opset.domain, one.name) for one in own if one is not None}
+        own = [derivatives()[key].gradient for key in (present | used) & derivatives().keys()]
+        used |= _with_callees({(one.opset.domain, one.name) for one in own if one is not None})
     missing = [key for key in sorted(used) if (*key, "") not in model.functions]
     # A body that a file brings along for one of pqc's operators does not count.
     for key in sorted(used):
@@ -62,6 +78,25 @@ def link(model: ir.Model, *, gradients: bool = False) -> int:
     for domain, _ in sorted(used):
         model.graph.opset_imports.setdefault(domain, 1)
     return len(missing)
+
+
+def _with_callees(used: Iterable[Key]) -> set[Key]:
+    """The operators, and those that their bodies are made of."""
+    found: set[Key] = set()
+    waiting = list(used)
+    while waiting:
+        key = waiting.pop()
+        if key not in found:
+            found.add(key)
+            waiting += [inner for inner in _calls(bodies()[key].node) if inner in bodies()]
+    return found
+
+
+def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterator[Key]:
+    for node in nodes:
+        yield node.domain, node.op_type
+        for attribute in node.attribute:
+            yield from _calls(attribute.g.node)
 
 
 def unlink(model: ir.Model) -> int:

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import onnx_ir as ir
 
-from pqc import engine, graph, layers
-from pqc.functions.operator import Operator
+from pqc import engine, graph, layers, masking
 
 FLOAT_BITS = 32
 
@@ -80,8 +79,11 @@ class Probe:
 
     def __init__(self, model: ir.Model) -> None:
         hard = graph.copy(model)
-        harden(hard.graph)
         operands = {layer.name: layer.node.inputs[1] for layer in layers.layers(hard.graph)}
+        given = [*masking.parameters(hard.graph), *masking.buffers(hard.graph)]
+        names = {str(one.value.name) for one in given}
+        names |= {str(value.name) for value in masking.controls(hard.graph).values()}
+        masking.harden(hard.graph)
         self._layers = layers.layers(model.graph)
         self._operands = {name: str(value.name) for name, value in operands.items() if value is not None}
         self._weights = {layer.name: str(layer.weight.name) for layer in self._layers}
@@ -90,8 +92,7 @@ class Probe:
             value for value in dict.fromkeys(operands.values()) if value is not None and not value.is_initializer()
         ]
         graph.remove_unused(hard.graph)
-        trained = _trained(model)
-        hard.graph.inputs[:] = [value for value in hard.graph.initializers.values() if value.name in trained]
+        hard.graph.inputs[:] = [value for value in hard.graph.initializers.values() if value.name in names]
         self._session = engine.Session(hard) if hard.graph.outputs else None
 
     def effective(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -109,39 +110,6 @@ class Probe:
         """Every layer's cost with the given parameter values."""
         effective = self.effective(values)
         return [layer_cost(layer, effective[layer.name]) for layer in self._layers]
-
-
-def _trained(model: ir.Model) -> set[str]:
-    return {str(parameter.value.name) for parameter in layers.parameters(model.graph)}
-
-
-def harden(main: ir.Graph) -> None:
-    """Put each learned mask's hard function in its place."""
-    for site in list(layers.masks(main)):
-        method = site.method
-        if (site.node.domain, site.node.op_type) == method.hard_mask.key:
-            continue
-        values = {"weight": site.weight, **site.inputs}
-        domain, operator = method.hard_mask.key
-        name = site.node.name
-        site.node.name = f"{name}.soft"
-        node = ir.node(
-            operator,
-            [values[key] for key in method.hard_mask_inputs],
-            _attributes(method.hard_mask, site.node),
-            domain=domain,
-            name=name,
-            outputs=[ir.val(f"{name}.hard", ir.DataType.FLOAT, site.weight.shape)],
-        )
-        main.insert_before(site.product, node)
-        site.product.replace_input_with(1, node.outputs[0])
-    graph.remove_unused(main)
-
-
-def _attributes(operator: Operator, node: ir.Node) -> dict[str, ir.Attr]:
-    """Those of the node's attributes that the operator declares."""
-    known = {attribute.name for attribute in operator.bodies()[0].attribute_proto}
-    return {name: attribute for name, attribute in node.attributes.items() if name in known}
 
 
 def layer_cost(layer: layers.Layer, effective: np.ndarray) -> LayerCost:

@@ -7,18 +7,28 @@ import json
 import onnx_ir as ir
 
 TARGET, LOSS = "target", "loss"
-THETA, NEXT, GRADIENT_SUFFIX = "theta", ".next", "_grad"
-RATE, LEARNING_RATE = "rate", "learning_rate"
+THETA, BUFFERS, NEXT, GRADIENT_SUFFIX = "theta", "buffers", ".next", "_grad"
+BASE = ".base"
+"""The suffix of what the optimizer starts from, where a method changes its trained states itself."""
+RATE, LEARNING_RATE, DECAY, ACCUMULATED = "rate", "learning_rate", "decay", "accumulated"
 
 RESERVED = frozenset(
-    {TARGET, LOSS, THETA, RATE, LEARNING_RATE, "first_moment", "second_moment", "correction1", "correction2"}
+    {
+        *(TARGET, LOSS, THETA, BUFFERS, RATE, LEARNING_RATE, DECAY, ACCUMULATED),
+        *("first_moment", "second_moment", "correction1", "correction2"),
+    }
 )
 """Names of the training graph's own inputs and outputs."""
 
 OUTPUTS, LAYOUT, PIPELINE = "pqc.outputs", "pqc.layout", "pqc.pipeline"
-"""Keys of a model's metadata: its own outputs, the slices of theta, the passes that made it."""
+"""Keys of a model's metadata: its own outputs, the slices of theta and the buffers, the passes that made it."""
+UPDATED = "pqc.updated"
+"""The key for the values that become the states' next ones, by the states' names."""
+
+Slice = tuple[str, tuple[int, ...], str]
 
 
-def layout(model: ir.Model) -> list[tuple[str, tuple[int, ...], str]]:
-    """The name, shape and role of each slice of theta, in order."""
-    return [(name, tuple(shape), role) for name, shape, role in json.loads(model.metadata_props.get(LAYOUT, "[]"))]
+def layout(model: ir.Model, vector: str = THETA) -> list[Slice]:
+    """The name, shape and role of each slice of theta or of the buffers, in order."""
+    slices = json.loads(model.metadata_props.get(LAYOUT, "{}")).get(vector, [])
+    return [(name, tuple(shape), role) for name, shape, role in slices]

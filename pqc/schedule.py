@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import fields
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,7 +28,9 @@ from pqc.fixed_point import FixedPoint
 from pqc.functions.losses import LOSSES
 from pqc.functions.optimizers import OPTIMIZERS
 from pqc.functions.quant import ROUNDING_MODES
+from pqc.method import Method
 from pqc.methods import TABLE as METHODS
+from pqc.methods import make
 from pqc.options import nearest
 from pqc.yaml_file import HINT, Document, value
 
@@ -84,6 +87,7 @@ Bits = Annotated[
     PlainSerializer(lambda kind: None if kind is None else [kind.k, kind.i, kind.f]),
 ]
 Curve = Annotated[str | float, BeforeValidator(_curve)]
+Setting = bool | int | float | str
 LearningRate = Annotated[str | float, BeforeValidator(_rate)]
 
 
@@ -93,21 +97,39 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
+def _options(method: str | None) -> list[str]:
+    return [one.name for one in fields(METHODS[method])] if method else []
+
+
+def _make(method: str, options: dict[str, Setting]) -> None:
+    try:
+        make(method, options)
+    except PqcError as error:
+        raise ValueError(error.message) from error
+
+
 class Pruning(Section):
     """Which weights are pruned, and how."""
 
     method: Annotated[str | None, _known(METHODS, "pruning method")] = None
-    options: dict[str, float] = {}
+    options: dict[str, Setting] = {}
+    layers: dict[str, dict[str, Setting]] = {}
     pruning_first: bool = True
     exclude: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _options_fit(self) -> Pruning:
-        known = [one.name for one in fields(METHODS[self.method])] if self.method else []
-        _refuse_unknown(self.options, known, f"'{self.method}' has no option")
-        if self.method:
-            METHODS[self.method](**self.options)
+        for options in (self.options, *self.layers.values()):
+            _refuse_unknown(options, _options(self.method), f"'{self.method}' has no option")
+            if self.method:
+                _make(self.method, {**self.options, **options})
         return self
+
+
+class Target(Section):
+    """What the finished network must have."""
+
+    sparsity: Annotated[float | None, Field(ge=0, lt=1)] = None
 
 
 class Quantization(Section):
@@ -142,8 +164,11 @@ class Training(Section):
     loss_options: dict[str, float] = {}
     optimizer: OptimizerSection = OptimizerSection()
     learning_rate: LearningRate = 1e-3
-    rates: dict[str, Annotated[float, Field(ge=0)]] = {}
+    rates: dict[str, LearningRate] = {}
+    decays: dict[str, Annotated[float, Field(ge=0)]] = {}
+    clip: Annotated[float | None, Field(gt=0)] = None
     batch: Annotated[int, Field(ge=1)] = 256
+    accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -154,11 +179,35 @@ class Training(Section):
         return self
 
 
+class Constraint(Section):
+    """What an epoch must keep to be the best."""
+
+    sparsity: Annotated[float | None, Field(ge=0, lt=1)] = None
+    ebops: Annotated[float | None, Field(gt=0)] = None
+
+
+class EarlyStopping(Section):
+    """When to end a phase: no better validation loss for `patience` epochs."""
+
+    patience: Annotated[int, Field(ge=1)]
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Phase(Section):
     """A stretch of epochs."""
 
     epochs: Annotated[int, Field(ge=0)] = 0
     learning_rate: LearningRate | None = None
+    rates: dict[str, LearningRate] | None = None
+    select: Literal["last", "best"] = "last"
+    constraint: Constraint = Constraint()
+    early_stopping: EarlyStopping | None = None
+
+    @model_validator(mode="after")
+    def _constraint_is_used(self) -> Phase:
+        if self.constraint != Constraint() and self.select != "best":
+            raise ValueError("a constraint needs select: best")
+        return self
 
 
 class TrainingPhase(Phase):
@@ -166,7 +215,9 @@ class TrainingPhase(Phase):
 
     rounds: Annotated[int, Field(ge=1)] = 1
     rewind: Literal["never", "every-round", "post-training-stage"] = "never"
+    rewind_what: tuple[Literal["weights", "biases", "states", "moments"], ...] = ("weights",)
     save_weights_epoch: Annotated[int, Field(ge=-1)] = -1
+    ramps: Literal["phase", "global"] = "phase"
 
     @model_validator(mode="after")
     def _rewind_has_source(self) -> TrainingPhase:
@@ -175,10 +226,17 @@ class TrainingPhase(Phase):
         return self
 
 
+class Calibration(Section):
+    """Batches that only feed the methods' statistics: masks from data, without labels and without training."""
+
+    batches: Annotated[int, Field(ge=0)] = 0
+
+
 class Phases(Section):
-    """Pretraining without masks, training of the masks, fine-tuning with the masks frozen."""
+    """Pretraining without masks, calibration, training of the masks, fine-tuning with the masks frozen."""
 
     pretraining: Phase = Phase()
+    calibration: Calibration = Calibration()
     training: TrainingPhase = TrainingPhase()
     fine_tuning: Phase = Phase()
 
@@ -188,6 +246,7 @@ class Schedule(Section):
 
     name: str = ""
     description: str = ""
+    target: Target = Target()
     pruning: Pruning = Pruning()
     quantization: Quantization | None = Quantization()
     training: Training = Training()
@@ -197,23 +256,30 @@ class Schedule(Section):
     @field_validator("phases")
     @classmethod
     def _masks_are_learned(cls, phases: Phases, info: ValidationInfo) -> Phases:
-        if _method(info) and not phases.training.epochs:
+        if _method(info) and not phases.training.epochs and not phases.calibration.batches:
             raise ValueError("a pruning method needs phases.training.epochs; without training its masks mean nothing")
         return phases
 
     @field_validator("training")
     @classmethod
     def _roles_exist(cls, training: Training, info: ValidationInfo) -> Training:
-        states = [state.name for state in _method(info).states()] if _method(info) else []
-        _refuse_unknown(training.rates, ["weight", "bias", *states], "rates: no role")
+        method = _method(info)
+        roles = ["weight", "bias", *(state.name for state in (method.states() if method else ()) if state.trained)]
+        for key in ("rates", "decays"):
+            _refuse_unknown(getattr(training, key), roles, f"{key}: no role")
         return training
 
     @field_validator("controls")
     @classmethod
     def _controls_exist(cls, controls: dict[str, Curve], info: ValidationInfo) -> dict[str, Curve]:
-        known = list(_method(info).controls()) if _method(info) else []
-        _refuse_unknown(controls, known, "no control")
+        method = _method(info)
+        _refuse_unknown(controls, list(method.controls()) if method else [], "no control")
         return controls
+
+    @cached_property
+    def method(self) -> Method | None:
+        """The pruning method with its options, set to the target."""
+        return _aimed(self.pruning, self.target)
 
     def text(self) -> str:
         """The resolved schedule as YAML."""
@@ -226,10 +292,17 @@ class Schedule(Section):
         ).hexdigest()
 
 
-def _method(info: ValidationInfo) -> Any:
-    """The schedule's pruning method, or None; also where that section is wrong itself."""
-    pruning = info.data.get("pruning")
-    return METHODS[pruning.method](**pruning.options) if pruning is not None and pruning.method else None
+def _method(info: ValidationInfo) -> Method | None:
+    """The schedule's pruning method, or None; also where a section before is wrong itself."""
+    pruning, target = info.data.get("pruning"), info.data.get("target")
+    return None if pruning is None or target is None else _aimed(pruning, target)
+
+
+def _aimed(pruning: Pruning, target: Target) -> Method | None:
+    if pruning.method is None:
+        return None
+    method = make(pruning.method, pruning.options)
+    return method if target.sparsity is None else method.aim(target.sparsity)
 
 
 def names() -> dict[str, str]:

@@ -105,7 +105,7 @@ def test_a_misspelt_curve_names_the_nearest() -> None:
     with pytest.raises(PqcError) as caught:
         curves.parse("cosin(1, 0)")
     assert str(caught.value) == (
-        "no curve 'cosin'; did you mean 'cosine'?\nhint: curves are: constant, linear, exp, cosine, step, warmup_cosine"
+        "no curve 'cosin'; did you mean 'cosine'?\nhint: curves are: constant, linear, exp, cosine, step, warmup_cosine, ramp, cubic, autosparse"
     )
 
 

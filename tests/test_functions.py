@@ -16,6 +16,7 @@ from qonnx.core.onnx_exec import execute_onnx
 from qonnx.custom_op.general.quant import quant as qonnx_quant
 
 import reference as ref
+import reference_pruning as pruning
 from pqc import engine, library
 from pqc.functions.losses import LOSSES
 from pqc.functions.operator import Operator
@@ -23,7 +24,7 @@ from pqc.functions.optimizers import OPTIMIZERS
 from pqc.functions.quant import QUANT, ROUNDING_MODES
 from pqc.functions.standard import GRADIENTS
 from pqc.graph import QONNX
-from pqc.methods.continuous_sparsification import ContinuousSparsificationMethod
+from pqc.methods import continuous_sparsification as cs
 
 SIGNS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
@@ -229,20 +230,19 @@ def test_gradients_of_standard_operators() -> None:
 
 # Continuous sparsification
 
-CS = ContinuousSparsificationMethod
 GATES = np.concatenate([np.linspace(-3, 3, 31), [0.0, -0.0, 1e-3, -1e-3, 40.0, -40.0]]).astype(np.float32)
 
 
 @pytest.mark.parametrize("beta", [1.0, 3.7, 200.0])
 @pytest.mark.parametrize("start", [0.0, -0.7, 1.3])
 def test_cs_mask_and_gradient(beta: float, start: float) -> None:
-    scale = CS(threshold_init=start).attributes()["scale"]
-    mask = forward(CS.mask, GATES, beta, scale=scale)
+    scale = cs.ContinuousSparsificationMethod(threshold_init=start).attributes()["scale"]
+    mask = forward(cs.MASK_OPERATOR, GATES, beta, 0.0, scale=scale)
     expected = ref.cs_mask(GATES, beta, start)
     # atol: the engine's sigmoid is a rational approximation with an absolute error of an ulp or two of 1.
     np.testing.assert_allclose(mask, expected, rtol=2e-6, atol=2e-7 * scale)
     dy = np.linspace(-1, 2, GATES.size).astype(np.float32)
-    gradient = backward(CS.mask, dy, GATES, beta, scale=scale)
+    gradient = backward(cs.MASK_OPERATOR, dy, GATES, beta, 0.0, scale=scale)
     # atol: 1 - m / scale cancels where the mask is nearly 1, and leaves a few ulp of 1, times beta scale dy.
     tolerance = 5e-7 * beta * scale
     np.testing.assert_allclose(gradient, ref.cs_mask_grad(dy, GATES, beta, start), rtol=1e-5, atol=tolerance)
@@ -250,27 +250,27 @@ def test_cs_mask_and_gradient(beta: float, start: float) -> None:
 
 def test_cs_hard_mask_prunes_an_untrained_gate() -> None:
     s = np.array([[-1.0, -1e-30, -0.0, 0.0, 1e-30, 2.0]], np.float32)
-    assert_same(forward(CS.hard_mask, s), ref.cs_hard_mask(s))
-    assert_same(forward(CS.hard_mask, s), [[0, 0, 0, 0, 1, 1]])
+    score = forward(cs.SCORE_OPERATOR, s)
+    assert_same((score > 0).astype(np.float32), ref.cs_hard_mask(s))
+    assert_same((score > 0).astype(np.float32), [[0, 0, 0, 0, 1, 1]])
 
 
 @pytest.mark.parametrize("decay", [0.0, 1e-4, 0.5])
 def test_cs_penalty_and_gradient(decay: float) -> None:
-    mask = forward(CS.mask, GATES.reshape(-1, 1), 2.0, scale=2.0)
-    value = forward(CS.penalty, mask, threshold_decay=decay)
+    mask = forward(cs.MASK_OPERATOR, GATES.reshape(-1, 1), 2.0, 0.0, scale=2.0)
+    value = forward(cs.PENALTY_OPERATOR, mask, decay)
     assert value.shape == ()
     # rtol: a float32 sum of 37 terms.
     np.testing.assert_allclose(value, ref.cs_penalty(mask, decay), rtol=1e-6)
-    chained = backward(CS.penalty, 3.0, mask, threshold_decay=decay)
-    gradient = backward(CS.mask, chained, GATES.reshape(-1, 1), 2.0, scale=2.0)
+    chained = backward(cs.PENALTY_OPERATOR, 3.0, mask, decay)
+    gradient = backward(cs.MASK_OPERATOR, chained, GATES.reshape(-1, 1), 2.0, 0.0, scale=2.0)
     expected = 3.0 * ref.cs_penalty_grad_s(GATES.reshape(-1, 1), 2.0, 0.0, decay)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=4e-6 * max(decay, 1e-30))
 
 
 @pytest.mark.parametrize(("beta", "start"), [(200.0, 0.0), (200.0, 0.3), (7.5, -0.2)])
 def test_cs_end_of_round(beta: float, start: float) -> None:
-    assert CS.end_of_round is not None
-    actual = forward(CS.end_of_round, GATES, beta, threshold_init=start)
+    actual = forward(cs.END_OF_ROUND_OPERATOR, GATES, beta, threshold_init=start)
     # rtol: one product in float32, and s0 itself.
     np.testing.assert_allclose(actual, ref.cs_end_of_round(GATES, beta, start), rtol=1e-7)
     assert actual.max() <= np.float32(start)
@@ -355,6 +355,7 @@ def trajectory(name: str, **options: float) -> tuple[list[np.ndarray], list[np.n
     random = np.random.default_rng(11)
     optimizer = OPTIMIZERS[name](**options)
     theta = random.normal(0, 1, 20).astype(np.float32)
+    theta[1] = 0
     rate = np.ones(20, np.float32)
     rate[-FROZEN:] = 0
     rate[0] = 0.1
@@ -364,8 +365,11 @@ def trajectory(name: str, **options: float) -> tuple[list[np.ndarray], list[np.n
     for step in range(1, STEPS + 1):
         gradient = random.normal(0, 10.0 ** random.integers(-4, 2, 20)).astype(np.float32)
         scalars = list(optimizer.scalars(step).values())
-        inputs = [ours[-1], gradient, rate, np.float32(lr), *map(np.float32, scalars), *slots]
+        rates = [rate, np.float32(lr), np.float32(optimizer.decay)]
+        inputs = [ours[-1], gradient, *rates, *map(np.float32, scalars), *slots]
         updated, *slots = run(optimizer.operator.key, inputs, **optimizer.attributes())
+        if optimizer.pull is not None:
+            updated = run(optimizer.pull.key, [ours[-1], updated, *rates], p=optimizer.p)[0]
         ours.append(updated)
         stepped, *state = reference_step(name, optimizer, theirs[-1], gradient, state, step, lr * rate)
         theirs.append(stepped)
@@ -383,11 +387,22 @@ def reference_step(
 ) -> tuple[np.ndarray, ...]:
     gradient = gradient.astype(np.float64)
     decay = float(np.float32(optimizer.weight_decay))
-    if name == "sgd":
-        return ref.sgd(theta, gradient, *state, lr, float(np.float32(optimizer.momentum)), optimizer.nesterov, decay)
-    betas = [float(np.float32(beta)) for beta in (optimizer.beta1, optimizer.beta2)]  # as the graph stores them
-    update = ref.adamw if name == "adamw" else ref.adam
-    return update(theta, gradient, *state, step, lr, *betas, optimizer.epsilon, decay)
+    if name in ("sgd", "psgd"):
+        momentum = float(np.float32(optimizer.momentum))
+        moved, *state = ref.sgd(theta, gradient, *state, lr, momentum, optimizer.nesterov, decay)
+    else:
+        betas = [float(np.float32(beta)) for beta in (optimizer.beta1, optimizer.beta2)]  # as the graph stores them
+        update = ref.adamw if name == "adamw" else ref.adam
+        moved, *state = update(theta, gradient, *state, step, lr, *betas, optimizer.epsilon, decay)
+    if name in ("padam", "psgd"):
+        pulled = [
+            float(
+                pruning.pnorm_decay(np.array([new]), np.array([old]), float(rate), optimizer.p, optimizer.lambda_p)[0]
+            )
+            for new, old, rate in zip(moved, theta, lr, strict=True)
+        ]
+        moved = np.array(pulled)
+    return moved, *state
 
 
 @pytest.mark.parametrize(
@@ -401,12 +416,24 @@ def reference_step(
         ("sgd", {"momentum": 0.0}),
         ("sgd", {"momentum": 0.9, "weight_decay": 0.1}),
         ("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+        ("padam", {}),
+        ("padam", {"p": 0.5, "lambda_p": 0.3}),
+        ("padam", {"p": 2.0, "lambda_p": 0.1}),
+        ("psgd", {"momentum": 0.0, "lambda_p": 1.0}),
+        ("psgd", {"p": 1.5, "nesterov": True}),
     ],
 )
 def test_optimizers_follow_the_reference(name: str, options: dict[str, float]) -> None:
     ours, theirs, rate = trajectory(name, **options)
     for actual, expected in zip(ours, theirs, strict=True):
         # rtol: about ten float32 roundings a step over six steps; atol: theta is of order 1, and moves may cancel.
-        np.testing.assert_allclose(actual, expected, rtol=5e-6, atol=5e-6 if name == "sgd" else 1e-6)
+        np.testing.assert_allclose(actual, expected, rtol=5e-6, atol=5e-6 if "sgd" in name else 1e-6)
     np.testing.assert_array_equal(ours[-1][rate == 0], ours[0][rate == 0])
-    assert np.all(ours[-1][rate > 0] != ours[0][rate > 0])
+    pulled_to_zero = "p" == name[0] and optimizer_power(options) < 2
+    assert np.all((ours[-1] != ours[0])[(rate > 0) & ((ours[0] != 0) | (not pulled_to_zero))])
+    assert not pulled_to_zero or ours[-1][1] == 0, "a weight at zero stays there"
+
+
+def optimizer_power(options: dict[str, float]) -> float:
+    """The p of the p-norm."""
+    return options.get("p", 1.0)

@@ -128,6 +128,8 @@ networks = dense_networks() | image_networks()
 FLOAT = "normalize,fold-batchnorm,legalize"
 QUANTIZED = f"{FLOAT},insert-quant{{inputs=1,3,4}}"
 MASKED = f"{QUANTIZED},insert-masks"
+MASKED_DST = f"{QUANTIZED},insert-masks{{method=dst}}"
+MASKED_WANDA = f"{QUANTIZED},insert-masks{{method=wanda pruning-first=false}}"
 MASKED_LAST = f"{QUANTIZED},insert-masks{{pruning-first=false}}"
 LOSS = "attach-loss{loss=mse},fix-batch{size=4}"
 EXPOSED = f"{LOSS},expose-parameters"
@@ -144,15 +146,21 @@ PLACES = {
     "insert-masks": [FLOAT, QUANTIZED],
     "bypass-masks": [MASKED, MASKED_LAST],
     "attach-loss": [FLOAT, MASKED],
-    "expose-parameters": [f"{MASKED},{LOSS}", f"{FLOAT},{LOSS}"],
+    "attach-updates": [f"{MASKED_DST},attach-loss{{loss=mse}}", f"{MASKED_WANDA},attach-loss{{loss=mse}}"],
+    "expose-parameters": [f"{MASKED_WANDA},{LOSS},attach-updates", f"{MASKED},{LOSS}", f"{FLOAT},{LOSS}"],
     "fix-batch": [FLOAT, f"{MASKED},attach-loss"],
     "lower-quant": [f"{MASKED},{EXPOSED}", f"{MASKED_LAST},{EXPOSED}"],
     "batch-parameters": [f"{MASKED},{EXPOSED},lower-quant", f"{MASKED_LAST},{EXPOSED}"],
-    "differentiate": [f"{MASKED},{EXPOSED}", f"{MASKED},{EXPOSED},lower-quant,batch-parameters"],
+    "differentiate": [
+        f"{MASKED_DST},{LOSS},attach-updates,expose-parameters",
+        f"{MASKED},{EXPOSED}",
+        f"{MASKED},{EXPOSED},lower-quant,batch-parameters",
+    ],
     "attach-optimizer": [f"{MASKED_LAST},{EXPOSED},differentiate"],
-    "freeze-masks": [MASKED, MASKED_LAST],
+    "freeze-masks": [MASKED, MASKED_LAST, MASKED_DST],
     "fold-masks": [f"{MASKED},freeze-masks", f"{MASKED_LAST},freeze-masks"],
     "fold-quant": [QUANTIZED, f"{MASKED},freeze-masks,fold-masks"],
+    "shrink": [FLOAT, FOLDED, f"{QUANTIZED},fold-quant", f"{MASKED},freeze-masks,fold-masks"],
     "strip-training": [f"{MASKED},{STEP}", f"{FLOAT},attach-loss"],
     "strip-softmax": [FLOAT, FOLDED],
     "lower-gemm": [FLOAT, FOLDED],
@@ -163,7 +171,7 @@ PLACES = {
 }
 OPTIONS: dict[str, dict[str, object]] = {"calibrate-quant": {"samples": 64}, "fix-batch": {"size": BATCH}}
 # The outputs that each of these takes away, on purpose.
-DROPS_OUTPUTS = {"differentiate", "strip-training"}
+DROPS_OUTPUTS = {"differentiate", "strip-training", "expose-parameters"}
 
 
 def test_every_pass_has_a_legal_place() -> None:

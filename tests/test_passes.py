@@ -398,7 +398,7 @@ def test_calibrate_quant_leaves_other_grids_alone() -> None:
 
 MASKED = """
 (float[n,2] x) => (float[n,2] y)
-fc.weight.mask.out = pqc.mask.ContinuousSparsification (fc.weight.s, beta)
+fc.weight.mask.out = pqc.mask.ContinuousSparsification (fc.weight.s, beta, threshold_decay)
 fc.weight.masked = Mul (fc.weight, fc.weight.mask.out)
 {}"""
 
@@ -425,7 +425,7 @@ def test_insert_masks_prunes_last() -> None:
         """
         (float[n,2] x) => (float[n,2] y)
         fc.weight.quantized = Quant<1,0,7> (fc.weight)
-        fc.weight.mask.out = pqc.mask.ContinuousSparsification (fc.weight.s, beta)
+        fc.weight.mask.out = pqc.mask.ContinuousSparsification (fc.weight.s, beta, threshold_decay)
         fc.weight.masked = Mul (fc.weight.quantized, fc.weight.mask.out)
         y = MatMul (x, fc.weight.masked)""",
         fc__weight=W,
@@ -438,9 +438,9 @@ def test_insert_masks_shares_a_control_and_masks_a_shared_weight_once() -> None:
         "insert-masks",
         """
         (float[n,2] x) => (float[n,2] y)
-        b.mask.out = pqc.mask.ContinuousSparsification (b.s, beta)
+        b.mask.out = pqc.mask.ContinuousSparsification (b.s, beta, threshold_decay)
         b.masked = Mul (b, b.mask.out)
-        a.mask.out = pqc.mask.ContinuousSparsification (a.s, beta)
+        a.mask.out = pqc.mask.ContinuousSparsification (a.s, beta, threshold_decay)
         a.masked = Mul (a, a.mask.out)
         h = MatMul (x, a.masked)
         z = MatMul (h, a.masked)
@@ -448,7 +448,7 @@ def test_insert_masks_shares_a_control_and_masks_a_shared_weight_once() -> None:
         a=W,
         b=W,
     )
-    assert set(model.graph.initializers) == {"a", "b", "a.s", "b.s", "beta"}
+    assert set(model.graph.initializers) == {"a", "b", "a.s", "b.s", "beta", "threshold_decay"}
 
 
 def test_insert_masks_leaves_masked_and_excluded_weights_alone() -> None:
@@ -629,11 +629,11 @@ def test_attach_loss_with_options_and_penalties() -> None:
         "insert-masks{options=threshold_decay=0.5},attach-loss{loss=huber options=delta=0.25}",
         """
         (float[n,2] x, float[n,2] target) => (float[n,2] y, float loss)
-        fc.weight.mask.out = pqc.mask.ContinuousSparsification (fc.weight.s, beta)
+        fc.weight.mask.out = pqc.mask.ContinuousSparsification (fc.weight.s, beta, threshold_decay)
         fc.weight.masked = Mul (fc.weight, fc.weight.mask.out)
         y = MatMul (x, fc.weight.masked)
         loss.task.out = pqc.loss.Huber <delta: float = 0.25> (y, target)
-        fc.weight.penalty.out = pqc.penalty.ContinuousSparsificationPenalty (fc.weight.mask.out)
+        fc.weight.penalty.out = pqc.penalty.ContinuousSparsificationPenalty (fc.weight.mask.out, threshold_decay)
         loss = Add (loss.task.out, fc.weight.penalty.out)""",
         fc__weight=W,
     )
@@ -648,11 +648,11 @@ def test_expose_parameters() -> None:
         BIASED,
         "insert-masks,expose-parameters",
         """
-        (float[n,2] x, float beta, float[10] theta) => (float[n,2] y)
+        (float[n,2] x, float beta, float threshold_decay, float[10] theta) => (float[n,2] y)
         fc.weight.flat, fc.bias, fc.weight.s.flat = Split <axis: int = 0> (theta, theta.sizes)
         fc.weight = Reshape (fc.weight.flat, fc.weight.shape)
         fc.weight.s = Reshape (fc.weight.s.flat, fc.weight.s.shape)
-        fc.weight.mask.out = pqc.mask.ContinuousSparsification (fc.weight.s, beta)
+        fc.weight.mask.out = pqc.mask.ContinuousSparsification (fc.weight.s, beta, threshold_decay)
         fc.weight.masked = Mul (fc.weight, fc.weight.mask.out)
         h = MatMul (x, fc.weight.masked)
         y = Add (h, fc.bias)""",
@@ -660,6 +660,38 @@ def test_expose_parameters() -> None:
         fc__bias=BIAS,
     )
     np.testing.assert_array_equal(initializers(model)["theta"], np.float32([0.3, -0.6, 1.2, 0.1, 1, 2, 0, 0, 0, 0]))
+
+
+def test_attach_updates_and_what_crosses_from_step_to_step() -> None:
+    options = "method=wanda options=batches=3"
+    model = after(DENSE, f"insert-masks{{{options}}},attach-loss{{loss=mse}},attach-updates", fc__weight=W)
+    # Three states change in a step; the budget and the count of epochs do not.
+    assert [value.name for value in model.graph.outputs[2:]] == [
+        "fc.weight.update.out",
+        "fc.weight.update.total",
+        "fc.weight.update.after",
+    ]
+    pipeline.run(model, "expose-parameters")
+    lines = text_of(model).splitlines()
+    assert lines[0] == (
+        "(float[n,2] x, float[n,2] target, float[4] theta, float[9] buffers)"
+        " => (float[n,2] y, float loss, float[9] buffers.next)"
+    )
+    assert lines[-1].startswith("buffers.next = Concat <axis: int = 0> (fc.weight.mask")
+
+
+def test_attach_updates_sets_what_the_optimizer_starts_from() -> None:
+    passes = "insert-masks{method=dst},attach-loss{loss=mse},attach-updates,expose-parameters"
+    model = after(DENSE, passes, fc__weight=W)
+    assert [value.name for value in model.graph.outputs] == ["y", "loss", "theta.base"]
+    pipeline.run(model, "differentiate,attach-optimizer{optimizer=sgd}")
+    assert [value.name for value in model.graph.outputs] == ["loss", "theta.next", "first_moment.next"]
+    assert "pqc.optimizer.SGD" in text_of(model)
+    assert "(theta.base, theta_grad, rate" in text_of(model)
+
+
+def test_attach_updates_leaves_methods_without_one_alone() -> None:
+    assert_left_alone(DENSE, "insert-masks,attach-loss{loss=mse},attach-updates", fc__weight=W)
 
 
 def test_expose_parameters_leaves_alone() -> None:
@@ -717,12 +749,13 @@ def test_attach_optimizer() -> None:
     model = after(DENSE, f"{TRAINING},attach-optimizer{{optimizer=sgd options=momentum=0.5}}", fc__weight=W)
     lines = text_of(model).splitlines()
     assert lines[0] == (
-        "(float[n,2] x, float[n,2] target, float[4] theta, float[4] rate, float learning_rate, float[4] first_moment)"
+        "(float[n,2] x, float[n,2] target, float[4] theta, float[4] rate, float learning_rate, "
+        "float decay, float[4] first_moment)"
         " => (float loss, float[4] theta.next, float[4] first_moment.next)"
     )
     assert lines[-1] == (
         "theta.next, first_moment.next = pqc.optimizer.SGD <momentum: float = 0.5, nesterov: int = 0, "
-        "weight_decay: float = 0> (theta, theta_grad, rate, learning_rate, first_moment)"
+        "decays: int = 0> (theta, theta_grad, rate, learning_rate, decay, first_moment)"
     )
 
 
@@ -765,7 +798,7 @@ REFUSALS = {
     ),
     "insert-masks{options=final_temp=hot}": (
         PassError,
-        "method 'cs': could not convert string to float: 'hot'\nhint: its options are numbers",
+        "method 'cs': could not convert string to float: 'hot'\nhint: docs/methods.md lists its options",
     ),
     "attach-loss{loss=mce}": (
         PassError,
@@ -775,7 +808,7 @@ REFUSALS = {
     "attach-optimizer": (PassError, "there is no gradient\nhint: run differentiate first"),
     f"{TRAINING},attach-optimizer{{optimizer=adan}}": (
         PassError,
-        "no optimizer 'adan'; did you mean 'adam'?\nhint: optimizers: adam, adamw, sgd",
+        "no optimizer 'adan'; did you mean 'adam'?\nhint: optimizers: adam, adamw, sgd, padam, psgd",
     ),
     f"{TRAINING},attach-optimizer{{optimizer=sgd options=momentun=1}}": (
         PassError,

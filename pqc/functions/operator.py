@@ -12,6 +12,9 @@ from onnxscript.values import Opset
 GRADIENT = Opset("pqc.gradient", 1)
 MASK = Opset("pqc.mask", 1)
 PENALTY = Opset("pqc.penalty", 1)
+SCORE = Opset("pqc.score", 1)
+UPDATE = Opset("pqc.update", 1)
+RANKING = Opset("pqc.ranking", 1)
 LOSS = Opset("pqc.loss", 1)
 FIXED = Opset("pqc.fixed", 1)
 OPTIMIZER = Opset("pqc.optimizer", 1)
@@ -30,12 +33,14 @@ class Operator:
         arguments: the gradient's inputs: `GO(i)` is the gradient of output i, `I(i)` and `O(i)` the forward
             inputs and outputs.
         results: the gradient's outputs: `GI(i)` is the gradient of input i.
+        inline: differentiate the body instead; it is made of operators that the engine differentiates rightly.
     """
 
     function: OnnxFunction
     gradient: OnnxFunction | None = None
     arguments: Sequence[str] = ()
     results: Sequence[str] = ("GI(0)",)
+    inline: bool = False
 
     @property
     def key(self) -> Key:

@@ -23,6 +23,7 @@ def Adam(
     gradient: FLOAT,
     rate: FLOAT,
     learning_rate: FLOAT,
+    decay: FLOAT,
     correction1: FLOAT,
     correction2: FLOAT,
     first: FLOAT,
@@ -30,7 +31,7 @@ def Adam(
     beta1: float = 0.9,
     beta2: float = 0.999,
     epsilon: float = 1e-8,
-    weight_decay: float = 0.0,
+    decays: int = 0,
     decoupled: int = 0,
 ):
     """theta - lr/c1 * m / (sqrt(v/c2) + eps), the decay added to the gradient or, decoupled, taken off theta.
@@ -39,8 +40,7 @@ def Adam(
     """
     b1 = op.Constant(value_float=beta1)
     b2 = op.Constant(value_float=beta2)
-    decay = op.Constant(value_float=weight_decay)
-    if op.Constant(value_float=weight_decay) == 0.0:
+    if op.Constant(value_int=decays) == 0:
         g = op.Identity(gradient)
         start = op.Identity(theta)
     else:
@@ -62,14 +62,18 @@ def SGD(
     gradient: FLOAT,
     rate: FLOAT,
     learning_rate: FLOAT,
+    decay: FLOAT,
     first: FLOAT,
     momentum: float = 0.0,
     nesterov: int = 0,
-    weight_decay: float = 0.0,
+    decays: int = 0,
 ):
     """theta - lr * m with m = momentum m + g; Nesterov's look-ahead uses g + momentum m."""
     mu = op.Constant(value_float=momentum)
-    g = gradient + theta * op.Constant(value_float=weight_decay)
+    if op.Constant(value_int=decays) == 0:
+        g = op.Identity(gradient)
+    else:
+        g = gradient + theta * decay
     m = mu * first + g
     if op.Constant(value_int=nesterov) == 1:
         direction = g + mu * m
@@ -78,12 +82,38 @@ def SGD(
     return theta - (learning_rate * rate) * direction, m
 
 
+@script(OPTIMIZER, default_opset=op)
+def Proximal(theta: FLOAT, moved: FLOAT, rate: FLOAT, learning_rate: FLOAT, decay: FLOAT, p: float = 1.0) -> FLOAT:
+    """moved * X / (X + p lr decay) with X = |theta|^(2 - p): the p-norm's pull; a weight at zero stays there.
+
+    Written as 1 - c / (X + c), so that nothing moves where the decay is zero, whatever X is.
+    """
+    exponent = op.Constant(value_float=p)
+    pull = (exponent * learning_rate) * (rate * decay)
+    x = op.Pow(op.Abs(theta), 2.0 - exponent)
+    return moved - moved * (pull / (x + pull + op.Constant(value_float=1e-38)))
+
+
+@script(OPTIMIZER, default_opset=op)
+def ClipByNorm(gradient: FLOAT, bound: float = 1.0) -> FLOAT:
+    """gradient * min(1, bound / |gradient|) with the Euclidean norm over all parameters."""
+    norm = op.Sqrt(op.ReduceSumSquare(gradient, keepdims=0))
+    return gradient * op.Min(1.0, op.Constant(value_float=bound) / (norm + 1e-12))
+
+
+CLIP_BY_NORM = Operator(ClipByNorm)
+
+
 @dataclass(frozen=True)
 class AdamOptimizer:
     """Adam (Kingma & Ba, 2015), with L2 decay in the gradient as in `torch.optim.Adam`."""
 
     operator: ClassVar[Operator] = Operator(Adam)
     slots: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
+    decayed: ClassVar[tuple[str, ...] | None] = None
+    """The roles that the decay pulls; None: all."""
+    pull: ClassVar[Operator | None] = None
+    """What moves the parameters once more after the step; it has the attribute `p`."""
     decoupled: ClassVar[int] = 0
 
     beta1: float = 0.9
@@ -91,14 +121,19 @@ class AdamOptimizer:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
 
+    @property
+    def decay(self) -> float:
+        """What pulls every parameter, where there are no decays of their own."""
+        return self.weight_decay
+
     def attributes(self) -> dict[str, float | int]:
         """The node's attributes."""
         return {
             "beta1": self.beta1,
             "beta2": self.beta2,
             "epsilon": self.epsilon,
-            "weight_decay": self.weight_decay,
             "decoupled": self.decoupled,
+            "decays": int(self.weight_decay != 0),
         }
 
     def scalars(self, step: int) -> dict[str, float]:
@@ -122,18 +157,61 @@ class SGDOptimizer:
 
     operator: ClassVar[Operator] = Operator(SGD)
     slots: ClassVar[tuple[str, ...]] = ("first_moment",)
+    decayed: ClassVar[tuple[str, ...] | None] = None
+    pull: ClassVar[Operator | None] = None
 
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
 
+    @property
+    def decay(self) -> float:
+        """What pulls every parameter, where there are no decays of their own."""
+        return self.weight_decay
+
     def attributes(self) -> dict[str, float | int]:
         """The node's attributes."""
-        return {"momentum": self.momentum, "nesterov": int(self.nesterov), "weight_decay": self.weight_decay}
+        decays = int(self.weight_decay != 0)
+        return {"momentum": self.momentum, "nesterov": int(self.nesterov), "decays": decays}
 
     def scalars(self, step: int) -> dict[str, float]:
         """None: the step number does not matter."""
         return {}
+
+
+PULL = Operator(Proximal)
+
+
+@dataclass(frozen=True)
+class PAdamOptimizer(AdamOptimizer):
+    """Adam, then the p-norm's pull of strength lambda_p on the weights (arXiv 2404.10824); p = 1 shrinks softly."""
+
+    decayed: ClassVar[tuple[str, ...] | None] = ("weight",)
+    pull: ClassVar[Operator | None] = PULL
+
+    p: float = 1.0
+    lambda_p: float = 0.01
+
+    @property
+    def decay(self) -> float:
+        """The strength of the pull."""
+        return self.lambda_p
+
+
+@dataclass(frozen=True)
+class PSGDOptimizer(SGDOptimizer):
+    """Stochastic gradient descent with momentum, then the p-norm's pull on the weights (arXiv 2404.10824)."""
+
+    decayed: ClassVar[tuple[str, ...] | None] = ("weight",)
+    pull: ClassVar[Operator | None] = PULL
+
+    p: float = 1.0
+    lambda_p: float = 0.01
+
+    @property
+    def decay(self) -> float:
+        """The strength of the pull."""
+        return self.lambda_p
 
 
 Optimizer = AdamOptimizer | SGDOptimizer
@@ -142,6 +220,8 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adam": AdamOptimizer,
     "adamw": AdamWOptimizer,
     "sgd": SGDOptimizer,
+    "padam": PAdamOptimizer,
+    "psgd": PSGDOptimizer,
 }
 
 

@@ -1,6 +1,64 @@
 """The pruning methods, one a file; `TABLE` is the explicit list."""
 
-from pqc.method import Method
-from pqc.methods.continuous_sparsification import ContinuousSparsificationMethod
+from __future__ import annotations
 
-TABLE: dict[str, type[Method]] = {method.title: method for method in (ContinuousSparsificationMethod,)}
+from collections.abc import Mapping
+from dataclasses import fields
+
+from pqc.errors import PassError
+from pqc.method import Method
+from pqc.methods.activation_pruning import ActivationPruningMethod
+from pqc.methods.autosparse import AutoSparseMethod
+from pqc.methods.continuous_sparsification import ContinuousSparsificationMethod
+from pqc.methods.dst import DynamicSparseTrainingMethod
+from pqc.methods.magnitude import MagnitudeMethod
+from pqc.methods.mdmm import MDMMMethod
+from pqc.methods.pdp import PDPMethod
+from pqc.methods.wanda import WandaMethod
+from pqc.options import check_options, field_types, nearest, read
+
+TABLE: dict[str, type[Method]] = {
+    method.title: method
+    for method in (
+        MagnitudeMethod,
+        ActivationPruningMethod,
+        AutoSparseMethod,
+        ContinuousSparsificationMethod,
+        DynamicSparseTrainingMethod,
+        MDMMMethod,
+        PDPMethod,
+        WandaMethod,
+    )
+}
+
+
+def make(name: str, options: Mapping[str, object]) -> Method:
+    """The pruning method `name` with its options, given as text or as values.
+
+    Raises:
+        PassError: no such method or option, or a value that does not fit.
+    """
+    if name not in TABLE:
+        raise PassError(f"no pruning method '{name}'{nearest(name, TABLE)}", hint="see `pqc list methods`")
+    method = TABLE[name]
+    check_options(f"method '{name}'", options, [one.name for one in fields(method)])
+    kinds = field_types(method)
+    try:
+        return method(**{option: _value(value, kinds[option]) for option, value in options.items()})
+    except (ValueError, TypeError) as error:
+        raise PassError(f"method '{name}': {error}", hint="docs/methods.md lists its options") from error
+
+
+def _value(value: object, kind: object) -> object:
+    """An option as its type wants it; numbers may be written as text, whole ones as floats."""
+    if isinstance(value, str):
+        return read(value, kind)
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"expected true or false and got {value!r}")
+    if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError(f"expected a number and got {value!r}")
+    if kind is int and float(value) != int(value):  # type: ignore[arg-type]
+        raise ValueError(f"expected a whole number and got {value!r}")
+    if kind is str:
+        raise ValueError(f"expected text and got {value!r}")
+    return kind(value) if kind in (int, float) else value  # type: ignore[operator]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from onnxscript import FLOAT, script
 from onnxscript import opset21 as op
 
-from pqc.functions.operator import GRADIENT, MASK, PENALTY, Operator
-from pqc.method import Curve, Method, State
+from pqc.functions.operator import GRADIENT, MASK, PENALTY, SCORE, UPDATE, Operator
+from pqc.method import Attribute, Call, Curve, Method, State
 
 
 @script(MASK, default_opset=op)
-def ContinuousSparsification(s: FLOAT, beta: FLOAT, scale: float = 2.0) -> FLOAT:
+def ContinuousSparsification(s: FLOAT, beta: FLOAT, threshold_decay: FLOAT, scale: float = 2.0) -> FLOAT:
     """sigmoid(beta s) * scale, with scale = 1 / sigmoid(s0), so that the mask starts at 1."""
     return op.Sigmoid(beta * s) * op.Constant(value_float=scale)
 
@@ -25,28 +25,36 @@ def ContinuousSparsificationGrad(dmask: FLOAT, beta: FLOAT, mask: FLOAT, scale: 
     return dmask * beta * mask * (1.0 - mask / op.Constant(value_float=scale))
 
 
-@script(MASK, default_opset=op)
-def ContinuousSparsificationHard(s: FLOAT) -> FLOAT:
-    """1 where s > 0, strictly: an untrained s = 0 is pruned."""
-    return op.Cast(s > 0.0, to=1)
+@script(SCORE, default_opset=op)
+def ContinuousSparsificationScore(s: FLOAT) -> FLOAT:
+    """s: an untrained s = 0 is pruned."""
+    return op.Identity(s)
 
 
 @script(PENALTY, default_opset=op)
-def ContinuousSparsificationPenalty(mask: FLOAT, threshold_decay: float = 0.0) -> FLOAT:
+def ContinuousSparsificationPenalty(mask: FLOAT, threshold_decay: FLOAT) -> FLOAT:
     """threshold_decay * sum |m|, and m is never negative"""
-    return op.ReduceSum(mask, keepdims=0) * op.Constant(value_float=threshold_decay)
+    return op.ReduceSum(mask, keepdims=0) * threshold_decay
 
 
 @script(GRADIENT, default_opset=op)
-def ContinuousSparsificationPenaltyGrad(dpenalty: FLOAT, mask: FLOAT, threshold_decay: float = 0.0) -> FLOAT:
+def ContinuousSparsificationPenaltyGrad(dpenalty: FLOAT, mask: FLOAT, threshold_decay: FLOAT) -> FLOAT:
     """threshold_decay, for every element"""
-    return op.Expand(dpenalty * op.Constant(value_float=threshold_decay), op.Shape(mask))
+    return op.Expand(dpenalty * threshold_decay, op.Shape(mask))
 
 
-@script(MASK, default_opset=op)
+@script(UPDATE, default_opset=op)
 def ContinuousSparsificationEndOfRound(s: FLOAT, beta: FLOAT, threshold_init: float = 0.0) -> FLOAT:
     """min(beta s, s0): what was kept starts the next round equal, what was pruned stays pruned."""
     return op.Min(beta * s, op.Constant(value_float=threshold_init))
+
+
+MASK_OPERATOR = Operator(ContinuousSparsification, ContinuousSparsificationGrad, arguments=("GO(0)", "I(1)", "O(0)"))
+SCORE_OPERATOR = Operator(ContinuousSparsificationScore)
+PENALTY_OPERATOR = Operator(
+    ContinuousSparsificationPenalty, ContinuousSparsificationPenaltyGrad, arguments=("GO(0)", "I(0)", "I(1)")
+)
+END_OF_ROUND_OPERATOR = Operator(ContinuousSparsificationEndOfRound)
 
 
 @dataclass(frozen=True)
@@ -57,19 +65,13 @@ class ContinuousSparsificationMethod(Method):
     """
 
     title: ClassVar[str] = "cs"
-    mask: ClassVar[Operator] = Operator(
-        ContinuousSparsification, ContinuousSparsificationGrad, arguments=("GO(0)", "I(1)", "O(0)")
+    operators: ClassVar[tuple[Operator, ...]] = (
+        MASK_OPERATOR,
+        SCORE_OPERATOR,
+        PENALTY_OPERATOR,
+        END_OF_ROUND_OPERATOR,
     )
-    mask_inputs: ClassVar[tuple[str, ...]] = ("s", "beta")
-    elementwise: ClassVar[bool] = True
-    hard_mask: ClassVar[Operator] = Operator(ContinuousSparsificationHard)
-    hard_mask_inputs: ClassVar[tuple[str, ...]] = ("s",)
-    penalty: ClassVar[Operator | None] = Operator(
-        ContinuousSparsificationPenalty, ContinuousSparsificationPenaltyGrad, arguments=("GO(0)", "I(0)")
-    )
-    end_of_round: ClassVar[Operator | None] = Operator(ContinuousSparsificationEndOfRound)
-    end_of_round_inputs: ClassVar[tuple[str, ...]] = ("s", "beta")
-    end_of_round_states: ClassVar[tuple[str, ...]] = ("s",)
+    strength: ClassVar[str | None] = "threshold_decay"
 
     final_temp: float = 200.0
     threshold_init: float = 0.0
@@ -81,19 +83,31 @@ class ContinuousSparsificationMethod(Method):
         if not np.isfinite([self.threshold_init, self.threshold_decay]).all():
             raise ValueError("threshold_init and threshold_decay are finite numbers")
 
+    @property
+    def elementwise(self) -> bool:
+        return True
+
+    def mask(self) -> Call:
+        return Call(MASK_OPERATOR, ("s", "beta", "threshold_decay"))
+
+    def score(self) -> Call:
+        return Call(SCORE_OPERATOR, ("s",))
+
+    def penalty(self) -> Call | None:
+        return Call(PENALTY_OPERATOR, ("mask", "threshold_decay")) if self.threshold_decay else None
+
+    def end_of_round(self) -> Call | None:
+        return Call(END_OF_ROUND_OPERATOR, ("s", "beta"), sets=("s",))
+
+    def aim(self, sparsity: float) -> Method:
+        return replace(self, threshold_decay=self.threshold_decay or 1e-6)
+
     def states(self) -> tuple[State, ...]:
         start = self.threshold_init
         return (State("s", lambda weight: np.full(weight.shape, start, np.float32)),)
 
     def controls(self) -> dict[str, Curve]:
-        return {"beta": f"exp(1, {self.final_temp:g})"}
+        return {"beta": f"exp(1, {self.final_temp:g})", "threshold_decay": f"{self.threshold_decay:g}"}
 
-    def attributes(self) -> dict[str, float]:
-        return {
-            "scale": float(1.0 + np.exp(-self.threshold_init)),
-            "threshold_decay": self.threshold_decay,
-            "threshold_init": self.threshold_init,
-        }
-
-    def penalizes(self) -> bool:
-        return self.threshold_decay != 0.0
+    def attributes(self) -> dict[str, Attribute]:
+        return {"scale": float(1.0 + np.exp(-self.threshold_init)), "threshold_init": self.threshold_init}

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from pqc import engine, graph, layers, metrics, pipeline
+from pqc import engine, graph, masking, metrics, pipeline
 from pqc.data import Split
 from pqc.functions.optimizers import make_optimizer
-from pqc.names import LOSS, TARGET, THETA, layout
+from pqc.names import BUFFERS, LOSS, TARGET, THETA, Slice, layout
 from pqc.options import write
 from pqc.schedule import Schedule
 from pqc.training.state import TrainingState
 from pqc.training.stepper import Stepper
 
-# How each stage treats the learned masks.
-STAGES = {"pretraining": "bypass-masks", "training": "", "fine-tuning": "freeze-masks"}
+# How each stage treats the learned masks; those of fine-tuning are frozen already.
+STAGES = {"pretraining": "bypass-masks", "training": "", "fine-tuning": ""}
 EVALUATION_ROWS = 4096
 
 
@@ -35,7 +35,7 @@ class Stage:
     """One stage's graphs, ready to run.
 
     Args:
-        compressible: the graph with quantizers and learned masks; not changed.
+        compressible: the graph with quantizers and masks; not changed.
         name: a key of `STAGES`.
         schedule: gives loss, optimizer, seed.
         state: parameters to start from.
@@ -61,13 +61,14 @@ class Stage:
         set_values(start, state.values)
         if STAGES[name]:
             pipeline.run(start, STAGES[name])
-        self._control_names = {name: str(value.name) for name, value in layers.controls(start.graph).items()}
-        pipeline.run(start, forward_pipeline(schedule))
-        self.layout = layout(start)
+        self._control_names = {name: str(value.name) for name, value in masking.controls(start.graph).items()}
+        pipeline.run(start, loss_pipeline(schedule))
+        step = graph.copy(start)
+        pipeline.run(start, "expose-parameters")
+        self.layouts = {vector: layout(start, vector) for vector in (THETA, BUFFERS)}
         self._outputs = [value.name for value in start.graph.outputs]
         self._threshold = metrics.threshold(start.graph)
         self._evaluator = engine.Session(start, device=device, threads=threads)
-        step = graph.copy(start)
         pipeline.run(step, step_pipeline(schedule, batch))
         self.optimizer = make_optimizer(
             schedule.training.optimizer.name,
@@ -75,9 +76,15 @@ class Stage:
         )
         self.step_model = step
         self.stepper = Stepper(step, self.optimizer, device=device, threads=threads)
-        self.stepper.load_state(self._pack(state))
-        self.stepper.set_rates(self._rates(schedule.training.rates))
+        self.load(state)
+        if schedule.training.decays:
+            self.stepper.set_decays(self._by_role(schedule.training.decays, 0.0))
         self.controls: dict[str, float] = {}
+
+    @property
+    def layout(self) -> list[Slice]:
+        """The slices of theta."""
+        return self.layouts[THETA]
 
     def set_controls(self, controls: Mapping[str, float]) -> dict[str, float]:
         """Set the annealed scalars for training and evaluation; return those that the graph has."""
@@ -85,10 +92,15 @@ class Stage:
         self.stepper.set_controls(self.controls)
         return {name: value for name, value in controls.items() if name in self._control_names}
 
+    def set_rates(self, rates: Mapping[str, float]) -> None:
+        """Set the learning rates' multipliers by role; one for the rest."""
+        self.stepper.set_rates(self._by_role(rates, 1.0))
+
     def evaluate(self, split: Split) -> Evaluation:
         """Loss, metric and first output over all rows of `split`, with the parameters as they are now."""
-        theta = self.stepper.state()[THETA]
-        fixed = {THETA: theta, **{name: np.float32(value) for name, value in self.controls.items()}}
+        known = {THETA, *([BUFFERS] if self.layouts[BUFFERS] else [])}
+        fixed = {name: array for name, array in self.stepper.state().items() if name in known}
+        fixed |= {name: np.float32(value) for name, value in self.controls.items()}
         total, outputs, targets = 0.0, [], []
         for start in range(0, len(split), EVALUATION_ROWS):
             inputs, target = split.take(np.arange(start, min(start + EVALUATION_ROWS, len(split))))
@@ -100,53 +112,65 @@ class Stage:
         return Evaluation(total / len(split), metrics.metric(self.loss_name, output, target, self._threshold), output)
 
     def unpack(self, state: TrainingState) -> None:
-        """Copy parameters and moments into `state`, by name."""
+        """Copy parameters, states and moments into `state`, by name."""
         flat = self.stepper.state()
-        start = 0
-        for name, shape, _ in self.layout:
-            end = start + int(np.prod(shape))
-            state.values[name] = flat[THETA][start:end].reshape(shape)
+        for name, part, shape in self._places(BUFFERS):
+            state.values[name] = flat[BUFFERS][part].reshape(shape)
+        for name, part, shape in self._places(THETA):
+            state.values[name] = flat[THETA][part].reshape(shape)
             for slot in self.optimizer.slots:
-                state.moments.setdefault(slot, {})[name] = flat[slot][start:end].reshape(shape)
-            start = end
+                state.moments.setdefault(slot, {})[name] = flat[slot][part].reshape(shape)
 
-    def _pack(self, state: TrainingState) -> dict[str, np.ndarray]:
-        def flat(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-            pieces = [np.ravel(arrays.get(name, np.zeros(shape, np.float32))) for name, shape, _ in self.layout]
-            return np.concatenate(pieces).astype(np.float32)
+    def load(self, state: TrainingState) -> None:
+        """The inverse of `unpack`."""
+        moments = {slot: self._flat(state.moments.get(slot, {}), THETA) for slot in self.optimizer.slots}
+        vectors = {name: self._flat(state.values, name) for name in (THETA, BUFFERS) if self.layouts[name]}
+        self.stepper.load_state({**vectors, **moments})
 
-        return {
-            THETA: flat(state.values),
-            **{slot: flat(state.moments.get(slot, {})) for slot in self.optimizer.slots},
-        }
+    def _places(self, vector: str) -> list[tuple[str, slice, tuple[int, ...]]]:
+        ends = np.cumsum([0, *(int(np.prod(shape)) for _, shape, _ in self.layouts[vector])])
+        return [
+            (name, slice(start, end), shape)
+            for (name, shape, _), start, end in zip(self.layouts[vector], ends, ends[1:], strict=False)
+        ]
 
-    def _rates(self, rates: Mapping[str, float]) -> np.ndarray:
-        pieces = [np.full(int(np.prod(shape)), rates.get(role, 1.0), np.float32) for _, shape, role in self.layout]
+    def _flat(self, arrays: Mapping[str, np.ndarray], vector: str) -> np.ndarray:
+        slices = self.layouts[vector]
+        pieces = [np.ravel(arrays.get(name, np.zeros(shape, np.float32))) for name, shape, _ in slices]
+        return np.concatenate(pieces).astype(np.float32)
+
+    def _by_role(self, numbers: Mapping[str, float], default: float) -> np.ndarray:
+        pieces = [
+            np.full(int(np.prod(shape)), numbers.get(role, default), np.float32) for _, shape, role in self.layout
+        ]
         return np.concatenate(pieces)
 
 
-def forward_pipeline(schedule: Schedule) -> str:
-    """The pipeline text that adds the loss and gathers the parameters."""
+def loss_pipeline(schedule: Schedule) -> str:
+    """The pipeline text that adds the loss."""
     options = {key: write(value) for key, value in schedule.training.loss_options.items()}
     extra = f" options={write(options)}" if options else ""
-    return f"attach-loss{{loss={schedule.training.loss}{extra}}},expose-parameters"
+    return f"attach-loss{{loss={schedule.training.loss}{extra}}}"
 
 
 def step_pipeline(schedule: Schedule, batch: int) -> str:
-    """The pipeline text that makes a training step of the forward graph."""
-    optimizer = schedule.training.optimizer
-    options = {key: write(value) for key, value in optimizer.options.items()}
-    extra = f" options={write(options)}" if options else ""
-    attach = f"attach-optimizer{{optimizer={optimizer.name}{extra}}}"
-    return f"lower-quant,batch-parameters,fix-batch{{size={batch}}},differentiate,{attach}"
+    """The pipeline text that makes a training step of the graph with its loss."""
+    training = schedule.training
+    options = {key: write(value) for key, value in training.optimizer.options.items()}
+    parts = [f"optimizer={training.optimizer.name}"]
+    parts += [f"options={write(options)}"] if options else []
+    parts += ["decays=true"] if training.decays else []
+    parts += [f"clip={training.clip}"] if training.clip is not None else []
+    parts += [f"accumulate={training.accumulate}"] if training.accumulate > 1 else []
+    attach = f"attach-optimizer{{{' '.join(parts)}}}"
+    lower = "attach-updates,expose-parameters,lower-quant,batch-parameters"
+    return f"{lower},fix-batch{{size={batch}}},differentiate,{attach}"
 
 
 def values_of(model: ir.Model) -> dict[str, np.ndarray]:
     """The parameters and the methods' states of a compressible graph, by name."""
-    found = [parameter.value for parameter in layers.parameters(model.graph)]
-    for site in layers.masks(model.graph):
-        found += [site.inputs[state.name] for state in site.method().states() if state.name in site.inputs]
-    return {str(value.name): np.array(graph.stored(value)) for value in found}
+    found = [*masking.parameters(model.graph), *masking.buffers(model.graph)]
+    return {str(one.value.name): np.array(graph.stored(one.value)) for one in found}
 
 
 def set_values(model: ir.Model, values: Mapping[str, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from pqc import files
 from pqc.errors import TrainingError
 
 Arrays = dict[str, np.ndarray]
+SECTIONS = ("snapshot", "masks", "best")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,35 @@ class Position:
     step: int = 0
 
 
+@dataclass(frozen=True)
+class Steering:
+    """A controller that steers a penalty's weight toward a share of pruned weights.
+
+    The weight is multiplied by sinh of a proportional and an integral part of what is missing, so that it reaches over
+    two decades and takes either sign: a negative penalty brings weights back.
+
+    Args:
+        missing: the share that was missing when it was measured last.
+        total: the integral over epochs of what was missing.
+    """
+
+    missing: float = 0.05
+    total: float = 0.05
+
+    def after(self, missing: float, epochs: float) -> Steering:
+        """The controller once `missing` is measured, so many epochs after the time before."""
+        return Steering(missing, min(max(self.total + epochs * missing, -LIMIT), LIMIT))
+
+    def factor(self) -> float:
+        """What the penalty's weight is multiplied by."""
+        return math.sinh(min(max(INTEGRAL * self.total + PROPORTIONAL * self.missing, -REACH), REACH))
+
+
+PROPORTIONAL, INTEGRAL, REACH = 60.0, 12.0, 5.0
+"""A penalty beyond sinh(REACH) would only swell the optimizer's second moment, which forgets slowly."""
+LIMIT = REACH / INTEGRAL
+
+
 @dataclass
 class TrainingState:
     """Everything that a resumed run needs to end bit for bit as an uninterrupted one.
@@ -34,6 +65,9 @@ class TrainingState:
         values: the parameters by name.
         moments: the optimizer's moments, by slot and parameter.
         snapshot: parameters to rewind to, empty where none was taken.
+        masks: the frozen masks by the weights' names, empty until masks are frozen.
+        best: the parameters of the segment's best epoch so far, empty where none is looked for or was found.
+        steering: the controller of a sparsity target.
         position: where training stands.
         history: one record per epoch.
         fingerprint: of the schedule, the model and the data.
@@ -42,6 +76,9 @@ class TrainingState:
     values: Arrays
     moments: dict[str, Arrays]
     snapshot: Arrays = field(default_factory=dict)
+    masks: Arrays = field(default_factory=dict)
+    best: Arrays = field(default_factory=dict)
+    steering: Steering = Steering()
     position: Position = Position()
     history: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: str = ""
@@ -67,13 +104,15 @@ class TrainingState:
 def save(state: TrainingState, path: Path) -> None:
     """Write a checkpoint in one step."""
     arrays = {f"value/{name}": array for name, array in state.values.items()}
-    arrays |= {f"snapshot/{name}": array for name, array in state.snapshot.items()}
+    for section in SECTIONS:
+        arrays |= {f"{section}/{name}": array for name, array in getattr(state, section).items()}
     for slot, moments in state.moments.items():
         arrays |= {f"moment/{slot}/{name}": array for name, array in moments.items()}
     header = {
         "position": vars(state.position),
         "history": state.history,
         "fingerprint": state.fingerprint,
+        "steering": vars(state.steering),
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     with files.replacing(path) as temporary, temporary.open("wb") as file:
@@ -92,6 +131,7 @@ def load(path: Path) -> TrainingState:
         header = json.loads(arrays.pop("header").tobytes())
         position = Position(**{name: int(number) for name, number in header["position"].items()})
         history, fingerprint = [dict(record) for record in header["history"]], str(header["fingerprint"])
+        steering = Steering(**{name: float(number) for name, number in header["steering"].items()})
     except FileNotFoundError as error:
         raise TrainingError("there is no checkpoint to resume", at=str(path), hint="run without --resume") from error
     except (
@@ -113,7 +153,8 @@ def load(path: Path) -> TrainingState:
     return TrainingState(
         values=_section(arrays, "value/"),
         moments=moments,
-        snapshot=_section(arrays, "snapshot/"),
+        **{section: _section(arrays, f"{section}/") for section in SECTIONS},
+        steering=steering,
         position=position,
         history=history,
         fingerprint=fingerprint,

@@ -12,28 +12,34 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from pqc import curves, engine, graph, interrupts, layers, library, metrics
+from pqc import curves, engine, graph, interrupts, masking, metrics
 from pqc.data import Dataset
 from pqc.errors import Interrupted, TrainingError
-from pqc.method import Method
-from pqc.schedule import Schedule
+from pqc.schedule import Constraint, Phase, Schedule
 from pqc.training import state as checkpoints
+from pqc.training.events import Events
 from pqc.training.stages import Stage, set_values, values_of
 from pqc.training.state import TrainingState
 
 CHECKPOINT = "checkpoint.npz"
+APPROACH = 0.4
+"""The share of a round in which a sparsity target is approached."""
+MEASUREMENTS = 4
+"""How often in an epoch the controller of a sparsity target measures."""
 RUNAWAY = 1e6
 """A weight or bias beyond this is lost: saturating quantizers would hide it from the loss."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of epochs with one graph: a stage, and the round of training it belongs to."""
+    """A stretch of epochs with one graph: a stage, the round of training it belongs to, and its phase."""
 
     stage: str
     round: int
     epochs: int
     learning_rate: curves.Curve
+    rates: dict[str, curves.Curve]
+    phase: Phase
 
 
 class Progress(Protocol):
@@ -46,15 +52,24 @@ class Progress(Protocol):
 def segments(schedule: Schedule) -> list[Segment]:
     """The stretches of a schedule, in order; those without epochs are left out."""
     phases = schedule.phases
-    plan = [("pretraining", 0, phases.pretraining)]
+    plan: list[tuple[str, int, Phase]] = [("pretraining", 0, phases.pretraining)]
     plan += [("training", number, phases.training) for number in range(phases.training.rounds)]
     plan += [("fine-tuning", 0, phases.fine_tuning)]
-    rate = schedule.training.learning_rate
-    return [
-        Segment(stage, number, phase.epochs, curves.parse(rate if phase.learning_rate is None else phase.learning_rate))
-        for stage, number, phase in plan
-        if phase.epochs
-    ]
+    return [_segment(schedule, *part) for part in plan if part[2].epochs]
+
+
+def _segment(schedule: Schedule, stage: str, number: int, phase: Phase) -> Segment:
+    training = schedule.training
+    rate = training.learning_rate if phase.learning_rate is None else phase.learning_rate
+    rates = training.rates if phase.rates is None else phase.rates
+    return Segment(
+        stage,
+        number,
+        phase.epochs,
+        curves.parse(rate),
+        {role: curves.parse(curve) for role, curve in rates.items()},
+        phase,
+    )
 
 
 class Trainer:
@@ -92,10 +107,30 @@ class Trainer:
         self.threads = threads
         self.segments = segments(schedule)
         self.batch = min(schedule.training.batch, len(data.train))
-        self.method = _method(schedule)
-        self.probe = metrics.Probe(compressible)
+        self.method = schedule.method
+        self.events = Events(compressible)
+        self.frozen: ir.Model | None = None
         self.inputs, self.target = data.train.all()
+        self._check_length()
         self.state = TrainingState(values_of(compressible), {}, fingerprint=fingerprint)
+        self._controls = _control_curves(schedule)
+        self._approach = curves.cubic(0, 1, 0, APPROACH)
+
+    def _check_length(self) -> None:
+        """Refuse a training that ends before its masks are found.
+
+        Raises:
+            TrainingError: says how many epochs are needed.
+        """
+        phase = self.schedule.phases.training
+        steps = self._steps_per_epoch() * self.schedule.training.accumulate
+        needed = self.method.needed_epochs(steps) if self.method is not None and phase.epochs else 0
+        if needed > phase.epochs * phase.rounds:
+            raise TrainingError(
+                f"the masks would never be found: they need {needed} epochs of {steps} batches",
+                at="phases.training.epochs",
+                hint="train longer, or lower pruning.options.start_epoch or batches",
+            )
 
     def resume(self) -> None:
         """Go back to where the checkpoint stands.
@@ -109,6 +144,8 @@ class Trainer:
         if {name: array.shape for name, array in found.values.items()} != shapes:
             raise TrainingError("the checkpoint is damaged", at=str(self.path), hint="run without --resume")
         self.state = found
+        if found.masks:
+            self._freeze()
 
     def train(self) -> ir.Model:
         """Train to the end and return the compressible graph with the trained parameters.
@@ -121,8 +158,10 @@ class Trainer:
         try:
             for number in range(self.state.position.segment, len(self.segments)):
                 self._segment(number)
-            if self.segments:
-                self._end_of_round(self.segments[-1])
+            if self.segments and self.state.position.segment < len(self.segments):
+                self._end_of_segment(self.segments[-1])
+                self.state.advance(segment=len(self.segments), epochs=0)
+                checkpoints.save(self.state, self.path)
         except KeyboardInterrupt:
             done = len(checkpoints.load(self.path).history)
             raise Interrupted(
@@ -130,7 +169,7 @@ class Trainer:
                 at=str(self.path),
                 hint="the same command with --resume goes on from there",
             ) from None
-        trained = graph.copy(self.compressible)
+        trained = graph.copy(self._model())
         set_values(trained, self.state.values)
         return trained
 
@@ -138,15 +177,21 @@ class Trainer:
         """Epochs of all segments."""
         return sum(segment.epochs for segment in self.segments)
 
+    def _model(self) -> ir.Model:
+        """The graph as it stands: with learned masks, or with frozen ones."""
+        return self.compressible if self.frozen is None else self.frozen
+
     def _segment(self, number: int) -> None:
         segment = self.segments[number]
         state = self.state
         if number != state.position.segment:
-            self._end_of_round(self.segments[number - 1])
+            self._end_of_segment(self.segments[number - 1])
             state.advance(segment=number, epochs=0)
         self._restart_moments(segment.stage)
+        if segment.stage == "training" and segment.round == 0 and not state.position.epochs:
+            self.events.begin_training(state.values, self._controls_at(segment, 0))
         stage = Stage(
-            self.compressible,
+            self._model(),
             segment.stage,
             self.schedule,
             state,
@@ -154,11 +199,24 @@ class Trainer:
             device=self.device,
             threads=self.threads,
         )
-        while state.position.epochs < segment.epochs:
+        probe = metrics.Probe(self._model())
+        while not self._is_over(segment):
             interrupts.check()
             self._maybe_snapshot(segment)
-            self._epoch(stage, segment)
+            self._epoch(stage, segment, probe)
             checkpoints.save(state, self.path)
+
+    def _is_over(self, segment: Segment) -> bool:
+        """Whether the segment has all its epochs, or its validation loss has stopped falling."""
+        done = self.state.position.epochs
+        stopping = segment.phase.early_stopping
+        if done >= segment.epochs or stopping is None:
+            return done >= segment.epochs
+        losses = [record["validation_loss"] for record in self.state.history[len(self.state.history) - done :]]
+        best = 0
+        for epoch, loss in enumerate(losses):
+            best = epoch if loss < losses[best] - stopping.min_delta else best
+        return done - 1 - best >= stopping.patience
 
     def _restart_moments(self, stage: str) -> None:
         """Forget the optimizer's moments where a stage brings new parameters: their bias correction starts at one."""
@@ -169,24 +227,31 @@ class Trainer:
 
     def _maybe_snapshot(self, segment: Segment) -> None:
         first = segment.stage == "training" and segment.round == 0
-        if first and self.state.position.epochs == self.schedule.phases.training.save_weights_epoch:
-            weights = {
-                parameter.value.name
-                for parameter in layers.parameters(self.compressible.graph)
-                if parameter.role == "weight"
-            }
-            self.state.snapshot = {name: array.copy() for name, array in self.state.values.items() if name in weights}
+        phase = self.schedule.phases.training
+        if not first or self.state.position.epochs != phase.save_weights_epoch:
+            return
+        roles = {one.value.name: one.role for one in masking.parameters(self.compressible.graph)}
+        kinds = {"weight": "weights", "bias": "biases"}
+        wanted = {name for name in self.state.values if kinds.get(roles.get(name, ""), "states") in phase.rewind_what}
+        self.state.snapshot = {name: array.copy() for name, array in self.state.values.items() if name in wanted}
 
-    def _epoch(self, stage: Stage, segment: Segment) -> None:
+    def _epoch(self, stage: Stage, segment: Segment, probe: metrics.Probe) -> None:
         start = time.perf_counter()
         state = self.state
         epoch = state.position.epochs
-        controls = stage.set_controls(self._controls(epoch, segment.epochs))
+        controls = self._controls_at(segment, epoch)
+        if segment.stage == "training" and self.method is not None:
+            self.events.begin_epoch(state.values, controls)
+            stage.load(state)
+        known = stage.set_controls(controls)
+        stage.set_rates({role: curve(epoch, segment.epochs) for role, curve in segment.rates.items()})
         loss = self._steps(stage, segment)
         stage.unpack(state)
         self._check_parameters(stage)
         validation = stage.evaluate(self.data.validation)
-        costs = self.probe.costs(state.values)
+        if segment.stage == "training" and self.method is not None:
+            self.events.end_epoch(state.values, controls)
+        costs = probe.costs(self.events.feeds(state.values, controls))
         state.advance(epochs=epoch + 1, step=state.position.step + self._steps_per_epoch())
         record = {
             "epoch": len(state.history) + 1,
@@ -198,12 +263,45 @@ class Trainer:
             "keep_ratio": metrics.keep_ratio(costs),
             "ebops": metrics.ebops(costs),
             "learning_rate": segment.learning_rate(epoch, segment.epochs),
-            **controls,
+            **known,
             "seconds": time.perf_counter() - start,
         }
+        if segment.stage == "training" and self.method is not None:
+            record["sparsity"] = self.events.sparsity(state.values, controls)
         state.history.append(record)
+        self._keep_best(segment)
         if self.progress is not None:
             self.progress.epoch(record, len(state.history), self.total_epochs())
+
+    def _steer(self, stage: Stage, segment: Segment, share: float) -> None:
+        """Let the controller of a sparsity target see how much is pruned, and move the penalty's weight.
+
+        Args:
+            stage: whose parameters are measured.
+            segment: a round of training.
+            share: how much of the epoch is over.
+        """
+        target = self.schedule.target.sparsity
+        if target is None or self.method is None or self.method.strength is None or segment.stage != "training":
+            return
+        stage.unpack(self.state)
+        epoch = self.state.position.epochs
+        controls = self._controls_at(segment, epoch)
+        wanted = target * self._approach(epoch + share, segment.epochs)
+        missing = wanted - self.events.sparsity(self.state.values, controls)
+        self.state.steering = self.state.steering.after(missing, 1 / MEASUREMENTS)
+        stage.set_controls(self._controls_at(segment, epoch))
+
+    def _keep_best(self, segment: Segment) -> None:
+        """Remember the parameters if this epoch is the best of its segment so far that keeps the constraint."""
+        if segment.phase.select != "best":
+            return
+        records = self.state.history[len(self.state.history) - self.state.position.epochs :]
+        name = metrics.metric_name(self.schedule.training.loss)
+        eligible = [record[name] for record in records if _keeps(segment.phase.constraint, record)]
+        last = records[-1]
+        if _keeps(segment.phase.constraint, last) and last[name] >= max(eligible):
+            self.state.best = {name: array.copy() for name, array in self.state.values.items()}
 
     def _check_parameters(self, stage: Stage) -> None:
         for name, _, role in stage.layout:
@@ -217,64 +315,84 @@ class Trainer:
                 )
 
     def _steps_per_epoch(self) -> int:
-        return len(self.target) // self.batch
+        """Optimizer steps: an epoch leaves out the rows that do not fill one."""
+        return max(len(self.target) // (self.batch * self.schedule.training.accumulate), 1)
 
     def _steps(self, stage: Stage, segment: Segment) -> float:
         """Take an epoch's steps and return the mean loss."""
         per_epoch = self._steps_per_epoch()
+        share = self.schedule.training.accumulate
         before = self.state.position.epochs * per_epoch
+        measured = max(per_epoch * share // MEASUREMENTS, 1)
         total = 0.0
         for index, rows in enumerate(self._batches()):
+            step = index // share
             loss = stage.stepper.step(
                 self.inputs,
                 self.target,
                 rows,
-                number=self.state.position.step + index + 1,
-                learning_rate=segment.learning_rate(before + index, segment.epochs * per_epoch),
+                number=self.state.position.step + step + 1,
+                learning_rate=segment.learning_rate(before + step, segment.epochs * per_epoch),
+                last=(index + 1) % share == 0,
             )
             if not math.isfinite(loss):
-                raise self._divergence(stage, index, loss)
+                raise self._divergence(stage, step, loss)
             total += loss
-        return total / per_epoch
+            if (index + 1) % measured == 0:
+                self._steer(stage, segment, (index + 1) / (per_epoch * share))
+        return total / (per_epoch * share)
 
     def _batches(self) -> Iterator[np.ndarray]:
         """The row numbers of each batch: a new order each epoch, fixed by seed and epoch."""
         epoch = len(self.state.history)
         order = np.random.default_rng([self.schedule.training.seed, epoch]).permutation(len(self.target))
-        for index in range(self._steps_per_epoch()):
+        for index in range(self._steps_per_epoch() * self.schedule.training.accumulate):
             yield order[index * self.batch : (index + 1) * self.batch]
 
-    def _controls(self, epoch: int, epochs: int) -> dict[str, float]:
-        if self.method is None:
-            return {}
-        texts = {**self.method.controls(), **self.schedule.controls}
-        return {name: curves.parse(text)(epoch, epochs) for name, text in texts.items()}
-
-    def _end_of_round(self, ended: Segment) -> None:
-        """Rewind the weights, or let the method prepare its state for the next round."""
+    def _controls_at(self, segment: Segment, epoch: int) -> dict[str, float]:
+        """The annealed scalars in an epoch of a segment, or at its end."""
+        position, length = epoch, segment.epochs
         phase = self.schedule.phases.training
+        if phase.ramps == "global" and segment.stage == "training":
+            position, length = epoch + segment.round * phase.epochs, phase.epochs * phase.rounds
+        found = {name: curve(position, length) for name, curve in self._controls.items()}
+        strength = self.method.strength if self.method is not None else None
+        if strength is not None and self.schedule.target.sparsity is not None:
+            found[strength] *= self.state.steering.factor()
+        return found
+
+    def _end_of_segment(self, ended: Segment) -> None:
+        """Go back to the best epoch; after training, freeze masks, rewind, or let the method prepare the next round."""
+        if self.state.best:
+            self.state.values.update(self.state.best)
+            self.state.best = {}
         if ended.stage != "training":
             return
+        phase = self.schedule.phases.training
         last = ended.round == phase.rounds - 1
+        # A round that ends early is annealed as far as it came, and the mask is that of its last epoch.
+        controls = self._controls_at(ended, self.state.position.epochs - 1)
+        if last and self.method is not None:
+            self._harden(controls)
         if phase.rewind == "every-round" or (phase.rewind == "post-training-stage" and last):
             self.state.values.update({name: array.copy() for name, array in self.state.snapshot.items()})
+            if "moments" in phase.rewind_what:
+                self.state.moments = {}
+                self.state.advance(step=0)
         elif not last and self.method is not None:
-            self._next_round(self.method, ended.epochs)
+            self.events.end_round(self.state.values, self._controls_at(ended, self.state.position.epochs))
 
-    def _next_round(self, method: Method, epochs: int) -> None:
-        if method.end_of_round is None:
-            return
-        body = library.bodies()[method.end_of_round.key]
-        controls = self._controls(epochs, epochs)
-        for site in layers.masks(self.compressible.graph):
-            names = {"weight": site.weight.name, **{name: value.name for name, value in site.inputs.items()}}
-            arrays = [
-                np.float32(controls[name]) if name in controls else self.state.values[str(names[name])]
-                for name in method.end_of_round_inputs
-            ]
-            results = engine.call(body, arrays, method.attributes())
-            for name, array in zip(method.end_of_round_states, results, strict=True):
-                self.state.values[str(names[name])] = array
+    def _harden(self, controls: dict[str, float]) -> None:
+        """Freeze the masks as the trained weights and states have them."""
+        masks, weights = self.events.harden(self.state.values, controls, self.schedule.target.sparsity)
+        self.state.masks = masks
+        self.state.values.update(weights)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        self.frozen = graph.copy(self.compressible)
+        set_values(self.frozen, self.state.values)
+        masking.freeze(self.frozen, self.state.masks)
 
     def _divergence(self, stage: Stage, index: int, loss: float) -> TrainingError:
         node = first_not_finite(stage.step_model, stage.stepper.batch_arrays())
@@ -301,9 +419,14 @@ def first_not_finite(model: ir.Model, feeds: dict[str, np.ndarray]) -> str | Non
     return None
 
 
-def _method(schedule: Schedule) -> Method | None:
-    """The pruning method with its options, or None."""
-    from pqc.methods import TABLE
+def _control_curves(schedule: Schedule) -> dict[str, curves.Curve]:
+    if schedule.method is None:
+        return {}
+    texts = {**schedule.method.controls(), **schedule.controls}
+    return {name: curves.parse(text) for name, text in texts.items()}
 
-    pruning = schedule.pruning
-    return TABLE[pruning.method](**pruning.options) if pruning.method else None
+
+def _keeps(constraint: Constraint, record: dict[str, Any]) -> bool:
+    """Whether an epoch's record keeps the constraint of its phase."""
+    sparse = constraint.sparsity is None or 1 - record["keep_ratio"] >= constraint.sparsity
+    return sparse and (constraint.ebops is None or record["ebops"] <= constraint.ebops)

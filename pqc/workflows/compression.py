@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import onnx_ir as ir
 
 from pqc import files, graph, pipeline
 from pqc.data import Split
+from pqc.method import Method
 from pqc.options import quote, write
 from pqc.schedule import Schedule
 
@@ -34,12 +37,22 @@ def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
         parts.append(f"insert-quant{{{' '.join(options)}}}")
         if quantization.calibrate and calibration is not None:
             parts.append(f"calibrate-quant{{data={quote(str(calibration))}}}")
-    if pruning.method is not None:
-        options = [f"method={pruning.method}", f"pruning-first={write(pruning.pruning_first)}"]
-        options += [f"options={write(dict(pruning.options))}"] if pruning.options else []
+    method = plan.method
+    if method is not None:
+        options = [f"method={method.title}", f"pruning-first={write(pruning.pruning_first)}"]
+        changed = changed_options(method)
+        options += [f"options={quote(write(changed))}"] if changed else []
+        options += [f"layers={quote(json.dumps(pruning.layers))}"] if pruning.layers else []
         options += [f"exclude={quote(write(pruning.exclude))}"] if pruning.exclude else []
         parts.append(f"insert-masks{{{' '.join(options)}}}")
     return ",".join(parts)
+
+
+def changed_options(method: Method) -> dict[str, object]:
+    """The options of a method that differ from their defaults."""
+    default = type(method)()
+    found = {field.name: getattr(method, field.name) for field in fields(method)}
+    return {name: value for name, value in found.items() if value != getattr(default, name)}
 
 
 def compress(

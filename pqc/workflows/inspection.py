@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from pqc import data, engine, graph, layers, metrics, names, pipeline
+from pqc import data, engine, graph, masking, metrics, names, pipeline
 from pqc.errors import DataError, PqcError
 from pqc.rewriting import Pass
 from pqc.samples import batch_size, sample
@@ -65,7 +65,7 @@ def show(model: str | Path) -> dict[str, Any]:
         "inputs": [_value(value) for value in loaded.graph.inputs],
         "outputs": [_value(value) for value in loaded.graph.outputs],
         "operators": dict(sorted(operators.items())),
-        "parameters": int(sum(graph.stored(one.value).size for one in layers.parameters(loaded.graph))),
+        "parameters": int(sum(graph.stored(one.value).size for one in masking.parameters(loaded.graph))),
         "layers": [cost.record() for cost in costs] if costs is not None else [],
         **({"unread": reason} if costs is None else {}),
         "keep_ratio": metrics.keep_ratio(costs) if costs is not None else None,

@@ -188,9 +188,7 @@ class Job:
     def summary(self, trained: ir.Model, clean: ir.Model) -> dict[str, Any]:
         """What the run found, but for the firmware."""
         name = metrics.metric_name(self.plan.training.loss)
-        hard = graph.copy(trained)
-        metrics.harden(hard.graph)
-        scores = {"float": self.model, "trained": hard, "clean": clean}
+        scores = {"float": self.model, "trained": trained, "clean": clean}
         found = {key: self.accuracy(model) for key, model in scores.items()}
         costs = metrics.Probe(clean).costs({})
         return {

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from pqc import library
+from pqc.masking import Builder, masks, states_after
+from pqc.names import UPDATED
+from pqc.rewriting import Pass
+from pqc.shapes import infer_shapes
+
+
+@dataclass(frozen=True)
+class AttachUpdates(Pass):
+    """Compute the states that a step changes.
+
+    mask(state, …) → also state' = update(state, weight, input, output, …), an output that expose-parameters carries
+    from step to step.
+    Leaves methods without an update, and a graph that has its updates.
+    """
+
+    title: ClassVar[str] = "attach-updates"
+    drops_outputs: ClassVar[bool] = True
+
+    def rewrite(self, model: ir.Model) -> int:
+        main = model.graph
+        if UPDATED in model.metadata_props:
+            return 0
+        builder = Builder(main)
+        recipe = states_after("update")
+        found = {name: value for site in list(masks(main)) for name, value in recipe(builder, site).items()}
+        if not found:
+            return 0
+        for name, value in found.items():
+            value.shape = main.initializers[name].shape
+        main.outputs.extend(found.values())
+        model.metadata_props[UPDATED] = json.dumps({name: value.name for name, value in found.items()})
+        library.link(model)
+        infer_shapes(model)
+        return len(found)

@@ -1,0 +1,154 @@
+"""Activation pruning: outputs that are seldom positive go."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from onnxscript import FLOAT, script
+from onnxscript import opset21 as op
+
+from pqc.functions.operator import MASK, SCORE, UPDATE, Operator
+from pqc.functions.ranking import KeepLargest
+from pqc.method import Attribute, Budget, Call, Curve, Method, State
+from pqc.methods.structure import STORED_MASK, check_share
+
+UNMEASURED = 2.0
+"""An activity that no output can have."""
+
+
+@script(MASK, default_opset=op)
+def Activation(
+    mask: FLOAT, activity: FLOAT, total: FLOAT, count: FLOAT, epochs: FLOAT, prune: FLOAT, threshold: FLOAT
+) -> FLOAT:
+    """The stored mask, one entry for each output."""
+    return op.Identity(mask)
+
+
+@script(SCORE, default_opset=op)
+def ActivationScore(activity: FLOAT, mask: FLOAT) -> FLOAT:
+    """The share of rows in which an output was positive."""
+    return op.Reshape(activity, op.Shape(mask))
+
+
+@script(UPDATE, default_opset=op)
+def ActivationUpdate(
+    output: FLOAT,
+    activity: FLOAT,
+    total: FLOAT,
+    count: FLOAT,
+    epochs: FLOAT,
+    batches: float = 50.0,
+    start_epoch: float = 0.0,
+):
+    """Add up how often outputs are positive; after so many batches their mean is the activity, and all starts anew."""
+    now = op.Cast(epochs >= op.Constant(value_float=start_epoch), to=1)
+    positive = op.ReduceMean(op.Cast(output > 0.0, to=1), op.Constant(value_ints=[0]), keepdims=0)
+    added = total + now * positive
+    after = count + now
+    ready = op.Cast(after >= op.Constant(value_float=batches), to=1)
+    measured = ready * (added / op.Max(after, 1.0)) + (1.0 - ready) * activity
+    going = 1.0 - ready
+    return measured, added * going, after * going, epochs * going
+
+
+@script(UPDATE, default_opset=op)
+def ActivationEndOfEpoch(mask: FLOAT, activity: FLOAT, epochs: FLOAT, threshold: FLOAT):
+    """Keep the outputs whose activity is above the threshold."""
+    return op.Reshape(op.Cast(activity > threshold, to=1), op.Shape(mask)), epochs + 1.0
+
+
+@script(UPDATE, default_opset=op)
+def ActivationCount(epochs: FLOAT) -> FLOAT:
+    """One more epoch."""
+    return epochs + 1.0
+
+
+@script(UPDATE, default_opset=op)
+def ActivationChoice(mask: FLOAT, activity: FLOAT, prune: FLOAT) -> FLOAT:
+    """Keep all but the `prune` least active outputs, once they are measured."""
+    measured = op.Cast(op.ReduceMax(activity, keepdims=0) <= 1.0, to=1)
+    return op.Reshape(KeepLargest(activity, prune * measured), op.Shape(mask))
+
+
+MASK_OPERATOR, SCORE_OPERATOR = Operator(Activation), Operator(ActivationScore)
+UPDATE_OPERATOR, COUNT_OPERATOR = Operator(ActivationUpdate), Operator(ActivationCount)
+THRESHOLD_OPERATOR, CHOICE_OPERATOR = Operator(ActivationEndOfEpoch), Operator(ActivationChoice)
+
+
+@dataclass(frozen=True)
+class ActivationPruningMethod(Method):
+    """Prune outputs that are positive in too small a share of the samples, before their activation function.
+
+    `start_epoch` counts epochs since the last measurement and `batches` steps, which the reference calls
+    t_start_collecting_batch and t_delta. A `sparsity` above zero prunes so large a share by rank instead of by
+    `threshold`. Biases stay, so a pruned output gives a constant.
+    """
+
+    title: ClassVar[str] = "activation_pruning"
+    operators: ClassVar[tuple[Operator, ...]] = (
+        *(MASK_OPERATOR, STORED_MASK, SCORE_OPERATOR, UPDATE_OPERATOR),
+        *(THRESHOLD_OPERATOR, COUNT_OPERATOR, CHOICE_OPERATOR),
+    )
+
+    threshold: float = 0.3
+    sparsity: float = 0.0
+    batches: int = 50
+    start_epoch: int = 0
+    scope: str = "global"
+
+    def __post_init__(self) -> None:
+        check_share("threshold", self.threshold)
+        check_share("sparsity", self.sparsity)
+        if self.batches < 1 or self.start_epoch < 0:
+            raise ValueError("batches is at least 1 and start_epoch not negative")
+
+    @property
+    def cuts_outputs(self) -> bool:
+        return True
+
+    def mask(self) -> Call:
+        return Call(MASK_OPERATOR, ("mask", "activity", "total", "count", "epochs", "prune", "threshold"))
+
+    def score(self) -> Call:
+        return Call(SCORE_OPERATOR, ("activity", "mask"))
+
+    def hard_mask(self) -> Call | None:
+        return Call(STORED_MASK, ("mask",))
+
+    def update(self) -> Call | None:
+        states = ("activity", "total", "count", "epochs")
+        return Call(UPDATE_OPERATOR, ("output", *states), sets=states)
+
+    def begin_of_epoch(self) -> Call | None:
+        return Call(CHOICE_OPERATOR, ("mask", "activity", "prune"), sets=("mask",)) if self.sparsity else None
+
+    def end_of_epoch(self) -> Call | None:
+        if self.sparsity:
+            return Call(COUNT_OPERATOR, ("epochs",), sets=("epochs",))
+        return Call(THRESHOLD_OPERATOR, ("mask", "activity", "epochs", "threshold"), sets=("mask", "epochs"))
+
+    def budget(self) -> Budget | None:
+        return Budget(self.sparsity, self.scope, "epoch") if self.sparsity else None  # type: ignore[arg-type]
+
+    def aim(self, sparsity: float) -> Method:
+        return replace(self, sparsity=sparsity)
+
+    def needed_epochs(self, steps: int) -> int:
+        return self.start_epoch + math.ceil(self.batches / steps) + bool(self.sparsity)
+
+    def states(self) -> tuple[State, ...]:
+        return (
+            State("mask", lambda weight: np.ones((len(weight), *(1,) * (weight.ndim - 1)), np.float32), False),
+            State("activity", lambda weight: np.full(len(weight), UNMEASURED, np.float32), False),
+            State("total", lambda weight: np.zeros(len(weight), np.float32), False),
+            *(State(name, lambda weight: np.zeros((), np.float32), False) for name in ("count", "epochs", "prune")),
+        )
+
+    def controls(self) -> dict[str, Curve]:
+        return {"threshold": f"{self.threshold:g}"}
+
+    def attributes(self) -> dict[str, Attribute]:
+        return {"batches": float(self.batches), "start_epoch": float(self.start_epoch)}
