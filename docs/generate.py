@@ -96,11 +96,17 @@ def commands() -> Iterator[str]:
     """The page of the command line."""
     yield "# Command line\n"
     yield "Standard output is data, standard error is words.\n"
-    for name, command in {"": cli, **cli.commands}.items():
-        title = f"pqc {name}".strip()
+    for title, command in walk("pqc", cli):
         yield f"## {title}\n"
         context = click.Context(command, info_name=title, max_content_width=100, terminal_width=100)
         yield "```\n" + command.get_help(context) + "\n```\n"
+
+
+def walk(title: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """A command and, depth first, those inside it."""
+    yield title, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from walk(f"{title} {name}", inner)
 
 
 PAGES = {"passes.md": passes, "methods.md": methods, "errors.md": error_reference, "cli.md": commands}

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,24 +14,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.text import Text
 
-from pqc import __version__, interrupts, tables
+from pqc import __version__, cli_schedule, interrupts, tables
+from pqc.cli_options import PATH, Group, Verb, settings_option
 from pqc.errors import PqcError, UsageError
 
 if TYPE_CHECKING:
     from pqc.workflows.firmware import Backend, IoType
 
-PATH = click.Path(path_type=Path)
-Verb = Callable[..., Any]
 
-
-class _Group(click.Group):
-    """Lists the verbs in the order of the chain."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pqc")
 @click.option("-v", "--verbose", count=True, help="Say why passes change or leave nodes; -vv also shows tracebacks.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
@@ -47,29 +37,18 @@ def cli(context: click.Context, verbose: int, quiet: bool) -> None:
       pqc opt model.onnx -p 'normalize,insert-quant{weights=1,0,7}' -o quantized.onnx
     """
     context.obj = {"quiet": quiet}
+    _listen_to_notes(quiet)
     if verbose:
         _listen_to_explanations()
-
-
-def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    settings = {}
-    for value in values:
-        key, separator, text = value.partition("=")
-        if not separator or not key:
-            raise click.BadParameter(f"expected key=value and got '{value}'")
-        settings[key] = text
-    return settings
 
 
 def _training_options(verb: Verb) -> Verb:
     options = (
         click.argument("model"),
-        click.option("-s", "--schedule", help="A schedule file or the name of a shipped one."),
+        click.option("-s", "--schedule", help="A schedule file, the name of a shipped one, or a PQuantML config."),
         click.option("-d", "--data", type=PATH, help="Data: a folder with train and test, or one file."),
         click.option("-o", "--out", type=PATH, required=True, help="The folder to write to."),
-        click.option(
-            "--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE", help="Override the schedule."
-        ),
+        settings_option,
         click.option("--resume", is_flag=True, help="Go on from the checkpoint in the output folder, if there is one."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
@@ -324,6 +303,9 @@ def list_(kind: str, as_json: bool) -> None:
         click.echo(f"{name:{width}}  {summary}")
 
 
+cli.add_command(cli_schedule.schedule)
+
+
 @cli.command()
 @click.option("--repair", is_flag=True, help="Reinstall the training build of the engine if it was overwritten.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Which build.")
@@ -361,6 +343,20 @@ def _listen_to_explanations() -> None:
     logger = logging.getLogger("pqc.explain")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class _Notes(logging.Handler):
+    """Writes notes where the live line of a run is, so that neither tears the other."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tables.ERRORS.print(Text(f"note: {record.getMessage()}"))
+
+
+def _listen_to_notes(quiet: bool) -> None:
+    logger = logging.getLogger("pqc.notes")
+    logger.handlers = [] if quiet else [_Notes()]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
     logger.propagate = False
 
 

@@ -32,7 +32,8 @@ from pqc.method import Method
 from pqc.methods import TABLE as METHODS
 from pqc.methods import make
 from pqc.options import nearest
-from pqc.yaml_file import HINT, Document, value
+from pqc.reference_config import Converted, convert, detects, their_settings
+from pqc.yaml_file import HINT, Document, Note, value
 
 MAX_FILE_BYTES = 1_000_000
 
@@ -116,6 +117,7 @@ class Pruning(Section):
     layers: dict[str, dict[str, Setting]] = {}
     pruning_first: bool = True
     exclude: tuple[str, ...] = ()
+    unmatched: Literal["error", "skip"] = "error"
 
     @model_validator(mode="after")
     def _options_fit(self) -> Pruning:
@@ -311,25 +313,39 @@ def names() -> dict[str, str]:
 
 
 def load(source: str | Path, settings: dict[str, str] | None = None) -> Schedule:
-    """Read a schedule file, or a shipped schedule by name.
+    """Read a schedule file, or a shipped schedule by name, and forget the notes; see `read`."""
+    return read(source, settings)[0]
+
+
+def read(source: str | Path, settings: dict[str, str] | None = None) -> tuple[Schedule, list[Note]]:
+    """Read a schedule file, a shipped schedule by name, or a config file of the reference library.
 
     Args:
         source: a path or a name.
-        settings: values by dotted key, as `--set` gives them; each value is YAML.
+        settings: values by dotted key, as `--set` gives them; each value is YAML. A config of the reference takes
+            keys of both forms.
+
+    Returns:
+        the schedule, and what became of the keys of a config that have no exact counterpart.
 
     Raises:
         ScheduleError: with file, line, key and the nearest valid key.
     """
     label, text = _text(source)
-    document = Document(text, label)
-    content = document.content
-    content.setdefault("name", Path(label).stem)
-    for key, written in (settings or {}).items():
-        _set(content, key, value(written, key))
+    file = Document(text, label)
+    document: Document | Converted = file
+    ours = dict(settings or {})
+    if detects(file.content):
+        for setting, key in their_settings(ours).items():
+            _set(file.content, key, value(ours.pop(setting), setting))
+        document = convert(file, settings or {})
+    document.content.setdefault("name", Path(label).stem)
+    for key, written in ours.items():
+        _set(document.content, key, value(written, key))
     try:
-        return Schedule.model_validate(content)
+        return Schedule.model_validate(document.content), document.notes
     except ValidationError as error:
-        raise _schedule_error(error, document, settings or {}) from error
+        raise _schedule_error(error, document, ours) from error
 
 
 def _shipped() -> list[str]:
@@ -354,7 +370,9 @@ def _read(path: Path) -> str:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ScheduleError("the file is too large for a schedule", at=str(path), hint=HINT)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
+        # JSON is YAML but for tabs, which JSON has between its words only.
+        return text.replace("\t", " ") if path.suffix == ".json" else text
     except (OSError, UnicodeDecodeError) as error:
         raise ScheduleError(f"cannot read the file: {error}", at=str(path), hint="is it a text file?") from error
 
@@ -371,11 +389,13 @@ def _set(content: dict[str, Any], key: str, setting: Any) -> None:
     section[last] = setting
 
 
-def _schedule_error(error: ValidationError, document: Document, settings: dict[str, str]) -> ScheduleError:
+def _schedule_error(error: ValidationError, document: Document | Converted, settings: dict[str, str]) -> ScheduleError:
     first = error.errors()[0]
     location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
     key = ".".join(location)
-    place = _culprit(key, settings) or f"{document.label}:{document.line(location)}"
+    place = _culprit(key, settings)
+    if place is None:
+        key, place = document.find(location)
     if first["type"] == "extra_forbidden":
         known = _keys(location[:-1])
         return ScheduleError(

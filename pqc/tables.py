@@ -13,6 +13,7 @@ from rich.text import Text
 ERRORS = Console(stderr=True, soft_wrap=True)
 # Where there is no terminal, tables are as wide as their words.
 OUTPUT = Console(width=None if sys.stdout.isatty() else 200)
+WIDE = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
 
 
 def say_steps(steps: list[Any]) -> None:
@@ -41,6 +42,35 @@ def say_precisions(result: dict[str, Any]) -> None:
     for one in result["precisions"]:
         table.add_row(Text(str(one["layer"])), str(one["tensor"]), Text(str(one["type"])))
     ERRORS.print(table)
+
+
+def say_notes(notes: list[Any]) -> None:
+    """What a user should know although nothing is wrong, on standard error."""
+    for note in notes:
+        ERRORS.print(Text(f"note: {note}"))
+
+
+def say_epochs(stretches: list[Any]) -> None:
+    """What happens in which epochs of a schedule, on standard error."""
+    table = Table(show_lines=True)
+    for title in ("epochs", "phase", "quantizers", "masks", "learning rate", "controls", "what else"):
+        table.add_column(title, overflow="fold")
+    for one in stretches:
+        rounds = sum(other.phase == one.phase for other in stretches)
+        phase = f"{one.phase} {one.round + 1} of {rounds}" if rounds > 1 else one.phase
+        epochs = f"{one.first}-{one.last}" if one.first < one.last else str(one.last)
+        rate = _change(one.learning_rate)
+        if one.phase == "calibration":
+            epochs, rate = "-", "-"
+        controls = "\n".join(f"{name} {_change(ends)}" for name, ends in one.controls.items())
+        events = Text("\n".join(one.events))
+        table.add_row(epochs, phase, "on" if one.quantizers else "off", one.masks, rate, controls, events)
+    WIDE.print(table)
+
+
+def _change(ends: tuple[float, float]) -> str:
+    first, last = (f"{end:.4g}" for end in ends)
+    return first if first == last else f"{first} → {last}"
 
 
 def say_summary(summary: dict[str, Any], out: Path) -> None:

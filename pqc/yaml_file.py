@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -11,6 +12,24 @@ from pqc.errors import ScheduleError
 HINT = "docs/schedules.md shows a whole schedule"
 # What PyYAML lets through: numbers and dates that Python refuses, and nesting beyond its stack.
 _ERRORS = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What became of a key that was not taken as it stands.
+
+    Args:
+        at: the file and the line, or the setting.
+        key: the dotted key.
+        text: what became of it.
+    """
+
+    at: str
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.at}: {self.key}: {self.text}"
 
 
 class Document:
@@ -26,6 +45,7 @@ class Document:
 
     def __init__(self, text: str, label: str) -> None:
         self.label = label
+        self.notes: list[Note] = []
         try:
             self._refuse_references(text)
             self._root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -47,6 +67,10 @@ class Document:
                 break
             line, node = pair[0].start_mark.line, pair[1]
         return int(line) + 1
+
+    def find(self, location: list[str]) -> tuple[str, str]:
+        """The dotted key at `location`, and its place: file and line."""
+        return ".".join(location), f"{self.label}:{self.line(location)}"
 
     def _refuse_references(self, text: str) -> None:
         """A few references can stand for more than memory holds, and no schedule needs them."""

@@ -31,7 +31,7 @@ phases:
   training: {epochs: 1}
   fine_tuning: {epochs: 1}
 """
-VERBS = ["run", "train", "finalize", "hls", "opt", "show", "diff", "list", "doctor"]
+VERBS = ["run", "train", "finalize", "hls", "opt", "show", "diff", "list", "schedule", "doctor"]
 DEFECT = "this is a defect of pqc"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from pqc import files, graph, pipeline
+from pqc import files, graph, layers, pipeline
 from pqc.data import Split
 from pqc.method import Method
 from pqc.options import quote, write
@@ -19,6 +20,8 @@ NORMALIZE = "normalize,fold-constants,fold-batchnorm,lower-gemm"
 FINALIZE = "freeze-masks,fold-masks,fold-quant,strip-training,normalize"
 CALIBRATION_ROWS, VERIFY_ROWS = 4096, 64
 CHEAP_ELEMENTS = 1_000_000
+NOTES = logging.getLogger("pqc.notes")
+"""What a user should know although nothing is wrong."""
 
 
 def is_cheap(model: ir.Model) -> bool:
@@ -68,6 +71,7 @@ def compress(
         verify_each: see `RunOptions`.
     """
     compressible = graph.copy(model)
+    plan = _without_unmatched(plan, compressible)
     rows = np.linspace(0, len(split) - 1, min(CALIBRATION_ROWS, len(split))).astype(int)
     sample, _ = split.take(rows)
     path = folder / "calibration.npz"
@@ -80,6 +84,18 @@ def compress(
         feeds={name: array[:VERIFY_ROWS] for name, array in sample.items()},
     )
     return compressible, steps
+
+
+def _without_unmatched(plan: Schedule, model: ir.Model) -> Schedule:
+    """The schedule without the patterns that meet no layer, where it says to skip them."""
+    if plan.pruning.unmatched == "error":
+        return plan
+    found = layers.layers(model.graph)
+    exclude = tuple(one for one in plan.pruning.exclude if any(layer.excluded((one,)) for layer in found))
+    for pattern in plan.pruning.exclude:
+        if pattern not in exclude:
+            NOTES.info("pruning.exclude: no layer is named like '%s'; skipped", pattern)
+    return plan.model_copy(update={"pruning": plan.pruning.model_copy(update={"exclude": exclude})})
 
 
 def finalize(model: ir.Model, *, verify_each: bool = True) -> tuple[ir.Model, list[pipeline.Step]]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from pqc import graph, schedule
 from pqc.schedule import Schedule
-from pqc.workflows.compression import finalize
+from pqc.workflows.compression import NOTES, finalize
 from pqc.workflows.job import Job, Listener, RunOptions
 from pqc.workflows.sources import Source
 
@@ -64,5 +64,8 @@ def run(
 
 
 def load_plan(name: str | Path | None, source: Source, settings: dict[str, str]) -> Schedule:
-    """The schedule that was asked for, or the one that the model brings."""
-    return schedule.load(name or source.schedule or "cs", settings)
+    """The schedule that was asked for, or the one that the model brings; notes on it go to the log."""
+    plan, notes = schedule.read(name or source.schedule or "cs", settings)
+    for note in notes:
+        NOTES.info("%s", note)
+    return plan

@@ -1,0 +1,37 @@
+"""What several verbs of the command line share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+Verb = Callable[..., Any]
+
+
+class Group(click.Group):
+    """Lists the verbs in the order of the chain."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    settings = {}
+    for value in values:
+        key, separator, text = value.partition("=")
+        if not separator or not key:
+            raise click.BadParameter(f"expected key=value and got '{value}'")
+        settings[key] = text
+    return settings
+
+
+def settings_option(verb: Verb) -> Verb:
+    """`--set KEY=VALUE`, any number of times."""
+    decorate = click.option(
+        "--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE", help="Override the schedule."
+    )
+    return decorate(verb)
