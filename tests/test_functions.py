@@ -429,7 +429,7 @@ def test_optimizers_follow_the_reference(name: str, options: dict[str, float]) -
         # rtol: about ten float32 roundings a step over six steps; atol: theta is of order 1, and moves may cancel.
         np.testing.assert_allclose(actual, expected, rtol=5e-6, atol=5e-6 if "sgd" in name else 1e-6)
     np.testing.assert_array_equal(ours[-1][rate == 0], ours[0][rate == 0])
-    pulled_to_zero = "p" == name[0] and optimizer_power(options) < 2
+    pulled_to_zero = name[0] == "p" and optimizer_power(options) < 2
     assert np.all((ours[-1] != ours[0])[(rate > 0) & ((ours[0] != 0) | (not pulled_to_zero))])
     assert not pulled_to_zero or ours[-1][1] == 0, "a weight at zero stays there"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-import reference_pruning as prune
 from conftest import SEED, initializers, onnx_model
 
+import reference_pruning as prune
 from pqc import data, engine, graph, pipeline, schedule
 from pqc.errors import PassError, ScheduleError, UnsupportedError
 from pqc.functions.optimizers import make_optimizer

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import reference_pruning as prune
 from numpy.typing import ArrayLike
 
 import reference as ref
+import reference_pruning as prune
 
 SEED = 20241
 SHAPES = [(4, 6), (3, 4, 2), (4, 3, 2, 2)]
