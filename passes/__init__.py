@@ -2,6 +2,7 @@
 
 from pqc.passes.attach_loss import AttachLoss
 from pqc.passes.attach_optimizer import AttachOptimizer
+from pqc.passes.attach_teacher import AttachTeacher
 from pqc.passes.attach_updates import AttachUpdates
 from pqc.passes.batch_parameters import BatchParameters
 from pqc.passes.bypass_masks import BypassMasks
@@ -44,6 +45,7 @@ TABLE: dict[str, type[Pass]] = {
         AttachLoss,
         AttachUpdates,
         ExposeParameters,
+        AttachTeacher,
         LowerQuant,
         BatchParameters,
         FixBatch,

@@ -43,7 +43,7 @@ class AttachLoss(Pass):
         terms = [self._task(main, prediction), *_penalties(main)]
         total = terms[0]
         for number, term in enumerate(terms[1:]):
-            total = _scalar(main, "Add", [total, term], "", f"loss.sum_{number}")
+            total = scalar(main, "Add", [total, term], "", f"loss.sum_{number}")
         total.name = LOSS
         main.outputs.append(total)
         library.link(model)
@@ -61,7 +61,7 @@ class AttachLoss(Pass):
         main.inputs.append(target)
         domain, operator = LOSSES[self.loss].key
         attributes = self._attributes(domain, operator)
-        return _scalar(main, operator, [prediction, target], domain, "loss.task", attributes)
+        return scalar(main, operator, [prediction, target], domain, "loss.task", attributes)
 
     def _attributes(self, domain: str, operator: str) -> dict[str, object]:
         known = [attribute.name for attribute in library.bodies()[domain, operator].attribute_proto]
@@ -103,7 +103,7 @@ def _penalties(main: ir.Graph) -> list[ir.Value]:
     return terms
 
 
-def _scalar(
+def scalar(
     main: ir.Graph,
     operator: str,
     inputs: list[ir.Value],
@@ -111,6 +111,7 @@ def _scalar(
     name: str,
     attributes: dict[str, object] | None = None,
 ) -> ir.Value:
+    """The first output, a scalar, of a new last node."""
     names = graph.Names(main)
     output = ir.val(names.new(f"{name}.out"), ir.DataType.FLOAT, [])
     body = library.bodies().get((domain, operator))

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from pqc import graph, layers, library
+from pqc import graph, library
+from pqc import layers as networks
 from pqc.curves import parse
 from pqc.errors import PassError, UnsupportedError
 from pqc.masking import Builder, make_node
@@ -39,9 +40,9 @@ class InsertMasks(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph
-        found = layers.layers(main)
-        layers.check_patterns(found, (*self.exclude, *self._overrides()))
-        last = layers.last(main) if make(self.method, self.options).cuts_outputs else set()
+        found = networks.layers(main)
+        networks.check_patterns(found, (*self.exclude, *self._overrides()))
+        last = networks.last(main) if make(self.method, self.options).cuts_outputs else set()
         wanted: dict[ir.Value, Method] = {}
         for layer in found:
             if layer.excluded(self.exclude) or _masked(layer.weight):
@@ -64,7 +65,7 @@ class InsertMasks(Pass):
         except (ValueError, TypeError, AttributeError) as error:
             raise PassError(f"layers: {error}", hint='write JSON: {"pattern": {"option": value}}') from error
 
-    def _method(self, layer: layers.Layer) -> Method:
+    def _method(self, layer: networks.Layer) -> Method:
         """The method with the options that hold for a layer; controls are the same everywhere."""
         options: dict[str, object] = dict(self.options)
         for pattern, changes in self._overrides().items():
@@ -80,8 +81,8 @@ class InsertMasks(Pass):
 
 def _masked(weight: ir.Value) -> bool:
     readers = list(weight.consumers())
-    readers += [node for reader in readers if layers.is_quant(reader) for node in reader.outputs[0].consumers()]
-    return any(layers.applies_mask(node) for node in readers)
+    readers += [node for reader in readers if networks.is_quant(reader) for node in reader.outputs[0].consumers()]
+    return any(networks.applies_mask(node) for node in readers)
 
 
 class _Writer:
@@ -96,7 +97,7 @@ class _Writer:
     def mask(self, weight: ir.Value, method: Method, pruning_first: bool) -> None:
         layer = self.builder.layers[weight][0]
         explain(layer.node, f"weight '{weight.name}' gets a mask")
-        quants = [node for node in weight.consumers() if layers.is_quant(node)]
+        quants = [node for node in weight.consumers() if networks.is_quant(node)]
         target = weight if pruning_first or not quants else quants[0].outputs[0]
         readers = list(target.uses())
         nodes, mask = self._mask(weight, target, method)

@@ -8,13 +8,13 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, library
-from pqc.names import BUFFERS, LAYOUT, OUTPUTS, TARGET, THETA, UPDATED, layout
+from pqc.names import BUFFERS, LAYOUT, OUTPUTS, TARGET, TEACHER, THETA, UPDATED, layout
 from pqc.rewriting import Pass
 
 
 @dataclass(frozen=True)
 class StripTraining(Pass):
-    """Remove loss, gradients, optimizer, theta and function bodies.
+    """Remove loss, teacher, gradients, optimizer, theta, function bodies.
 
     A graph with a loss or a whole training step → the network with its own inputs, outputs and initializers.
     Leaves Quant nodes and learned masks; freeze-masks and fold-masks take those.
@@ -32,7 +32,7 @@ class StripTraining(Pass):
         for value in spare:
             main.inputs.remove(value)
         changed += len(spare) + library.unlink(model)
-        for key in (OUTPUTS, LAYOUT, UPDATED):
+        for key in (OUTPUTS, LAYOUT, UPDATED, TEACHER):
             changed += model.metadata_props.pop(key, None) is not None
         return changed
 

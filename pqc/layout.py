@@ -35,13 +35,13 @@ class Layout:
 
     def seen(self, array: np.ndarray) -> np.ndarray:
         """The stored `array` as methods see it."""
-        return array.reshape(self.split).transpose(self.order).reshape(self.shape)
+        return np.asarray(array.reshape(self.split).transpose(self.order).reshape(self.shape))
 
     def back(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `seen`, for an array that broadcasts to the seen shape."""
         turned = tuple(self.split[axis] for axis in self.order)
         full = np.broadcast_to(array, self.shape).reshape(turned)
-        return full.transpose(self._inverse()).reshape(self.stored)
+        return np.asarray(full.transpose(self._inverse()).reshape(self.stored))
 
     def seen_nodes(self, value: ir.Value, main: ir.Graph, names: graph.Names) -> tuple[list[ir.Node], ir.Value]:
         """Nodes that turn the stored `value` into what methods see."""

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from pqc.functions.fixed import FIXED_POINT
-from pqc.functions.losses import LOSSES
+from pqc.functions.losses import DISTILLATION, LOSSES
 from pqc.functions.operator import Key, Operator
 from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
 from pqc.functions.quant import QUANT
@@ -23,7 +23,7 @@ Differentiable = Operator | StandardGradient
 @cache
 def operators() -> dict[Key, Operator]:
     """The operators of quantizers, losses, optimizers and methods."""
-    found = [QUANT, FIXED_POINT, CLIP_BY_NORM, PULL, *RANKINGS, *LOSSES.values()]
+    found = [QUANT, FIXED_POINT, CLIP_BY_NORM, PULL, *RANKINGS, *LOSSES.values(), *DISTILLATION.values()]
     found += [optimizer.operator for optimizer in OPTIMIZERS.values()]
     found += [operator for method in METHODS.values() for operator in method.operators]
     return {operator.key: operator for operator in found}

@@ -25,6 +25,9 @@ OUTPUTS, LAYOUT, PIPELINE = "pqc.outputs", "pqc.layout", "pqc.pipeline"
 UPDATED = "pqc.updated"
 """The key for the values that become the states' next ones, by the states' names."""
 
+TEACHER = "pqc.teacher"
+"""The key for the file of the teacher that the loss listens to."""
+
 Slice = tuple[str, tuple[int, ...], str]
 
 

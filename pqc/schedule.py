@@ -7,7 +7,7 @@ from dataclasses import fields
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -25,7 +25,7 @@ from pydantic import (
 from pqc import curves
 from pqc.errors import PqcError, ScheduleError
 from pqc.fixed_point import FixedPoint
-from pqc.functions.losses import LOSSES
+from pqc.functions.losses import DISTILLATION, LOSSES
 from pqc.functions.optimizers import OPTIMIZERS
 from pqc.functions.quant import ROUNDING_MODES
 from pqc.method import Method
@@ -181,6 +181,24 @@ class Training(Section):
         return self
 
 
+class Distill(Section):
+    """What is learned from a teacher, beside the labels.
+
+    Args:
+        temperature: divides the logits of both; for `kl`.
+        alpha: the weight of the teacher's part; 1 - alpha is that of the labels.
+        loss: `kl` for the logits of classes, `mse` for any output.
+        layers: weights of the mean squared errors between layers' outputs, by shell pattern.
+        teacher: an ONNX file or a reference model; null is the model that the run is given.
+    """
+
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+    loss: Annotated[str, _known(DISTILLATION, "distillation loss")] = "kl"
+    layers: dict[str, Annotated[float, Field(ge=0)]] = {}
+    teacher: str | None = None
+
+
 class Constraint(Section):
     """What an epoch must keep to be the best."""
 
@@ -252,6 +270,7 @@ class Schedule(Section):
     pruning: Pruning = Pruning()
     quantization: Quantization | None = Quantization()
     training: Training = Training()
+    distill: Distill | None = None
     controls: dict[str, Curve] = {}
     phases: Annotated[Phases, Field(validate_default=True)] = Phases()
 
@@ -270,6 +289,14 @@ class Schedule(Section):
         for key in ("rates", "decays"):
             _refuse_unknown(getattr(training, key), roles, f"{key}: no role")
         return training
+
+    @field_validator("distill")
+    @classmethod
+    def _classes_are_compared(cls, distill: Distill | None, info: ValidationInfo) -> Distill | None:
+        training = info.data.get("training")
+        if distill is not None and distill.loss == "kl" and training and training.loss != "cross-entropy":
+            raise ValueError(f"loss 'kl' goes with training.loss cross-entropy, not {training.loss}; use mse")
+        return distill
 
     @field_validator("controls")
     @classmethod
@@ -416,7 +443,9 @@ def _culprit(key: str, settings: dict[str, str]) -> str | None:
 
 def _keys(location: list[str]) -> list[str]:
     """The keys that the section at `location` knows."""
-    section: Any = Schedule()
+    section: type[BaseModel] | None = Schedule
     for part in location:
-        section = getattr(section, part, None)
-    return list(type(section).model_fields) if isinstance(section, BaseModel) else []
+        field = None if section is None else section.model_fields.get(part)
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return [] if section is None else list(section.model_fields)

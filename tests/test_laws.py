@@ -6,6 +6,7 @@ import ast
 import inspect
 import types
 import typing
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -148,6 +149,7 @@ PLACES = {
     "attach-loss": [FLOAT, MASKED],
     "attach-updates": [f"{MASKED_DST},attach-loss{{loss=mse}}", f"{MASKED_WANDA},attach-loss{{loss=mse}}"],
     "expose-parameters": [f"{MASKED_WANDA},{LOSS},attach-updates", f"{MASKED},{LOSS}", f"{FLOAT},{LOSS}"],
+    "attach-teacher": [f"{MASKED},{EXPOSED}", f"{FLOAT},{EXPOSED}"],
     "fix-batch": [FLOAT, f"{MASKED},attach-loss"],
     "lower-quant": [f"{MASKED},{EXPOSED}", f"{MASKED_LAST},{EXPOSED}"],
     "batch-parameters": [f"{MASKED},{EXPOSED},lower-quant", f"{MASKED_LAST},{EXPOSED}"],
@@ -229,13 +231,22 @@ def assert_lawful(model: ir.Model, one: Pass) -> None:
     assert content(model) == after_content
 
 
+def taught_by_itself(model: ir.Model, folder: Path) -> dict[str, object]:
+    """The network as it is now becomes the teacher of what is made of it."""
+    teacher = graph.copy(model)
+    pipeline.run(teacher, "normalize,fold-batchnorm")
+    graph.save(teacher, folder / "teacher.onnx")
+    return {"model": str(folder / "teacher.onnx"), "loss": "mse", "layers": '{"*": 0.5}'}
+
+
 @pytest.mark.parametrize("title", PLACES)
-def test_laws(title: str) -> None:
+def test_laws(title: str, tmp_path: Path) -> None:
     @settings(max_examples=6, phases=FIND)
     @given(networks, st.sampled_from(PLACES[title]))
     def law(model: ir.Model, place: str) -> None:
+        options = OPTIONS.get(title, {}) | (taught_by_itself(model, tmp_path) if title == "attach-teacher" else {})
         prepare(model, place)
-        assert_lawful(model, TABLE[title](**OPTIONS.get(title, {})))
+        assert_lawful(model, TABLE[title](**options))
 
     law()
 

@@ -1,6 +1,6 @@
 """Losses: logits or predictions and targets in, one scalar out, each with its gradient.
 
-Every loss is a mean: over the positions for `CrossEntropy`, over all elements for the others.
+Every loss is a mean: over the positions for `CrossEntropy` and `Divergence`, over all elements for the others.
 """
 
 from __future__ import annotations
@@ -96,6 +96,30 @@ def HuberGrad(dloss: FLOAT, prediction: FLOAT, target: FLOAT, delta: float = 1.0
     return error * (dloss / op.Cast(op.ReduceProd(op.Shape(target), keepdims=0), to=1))
 
 
+@script(LOSS, default_opset=op)
+def Divergence(logits: FLOAT, teacher: FLOAT, temperature: float = 1.0):
+    """T² KL(softmax(teacher / T) || softmax(logits / T)) of logits [..., classes].
+
+    T² keeps the gradient's size whatever the temperature. The logarithms of the student's probabilities and the
+    teacher's probabilities are there for the gradient.
+    """
+    heat = op.Constant(value_float=temperature)
+    log_p = op.LogSoftmax(logits / heat, axis=-1)
+    log_q = op.LogSoftmax(teacher / heat, axis=-1)
+    q = op.Exp(log_q)
+    count = op.Cast(op.ReduceProd(op.Shape(logits, end=-1), keepdims=0), to=1)
+    loss = op.ReduceSum(q * (log_q - log_p), keepdims=0) * (heat * heat / count)
+    return loss, log_p, q
+
+
+@script(GRADIENT, default_opset=op)
+def DivergenceGrad(dloss: FLOAT, log_p: FLOAT, q: FLOAT, temperature: float = 1.0) -> FLOAT:
+    """dloss * T (softmax(logits / T) - softmax(teacher / T)) / positions; the teacher gets none."""
+    heat = op.Constant(value_float=temperature)
+    count = op.Cast(op.ReduceProd(op.Shape(q, end=-1), keepdims=0), to=1)
+    return (op.Exp(log_p) - q) * (dloss * heat / count)
+
+
 _ARGUMENTS = ("GO(0)", "I(0)", "I(1)")
 
 LOSSES: dict[str, Operator] = {
@@ -105,3 +129,9 @@ LOSSES: dict[str, Operator] = {
     "l1": Operator(MeanAbsoluteError, MeanAbsoluteErrorGrad, _ARGUMENTS),
     "huber": Operator(Huber, HuberGrad, _ARGUMENTS),
 }
+
+DISTILLATION: dict[str, Operator] = {
+    "kl": Operator(Divergence, DivergenceGrad, ("GO(0)", "O(1)", "O(2)")),
+    "mse": LOSSES["mse"],
+}
+"""What holds a student's output against its teacher's, which is the second input and is not trained."""

@@ -55,10 +55,16 @@ def _value(value: object, kind: object) -> object:
         return read(value, kind)
     if kind is bool and not isinstance(value, bool):
         raise ValueError(f"expected true or false and got {value!r}")
-    if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError(f"expected a number and got {value!r}")
-    if kind is int and float(value) != int(value):  # type: ignore[arg-type]
-        raise ValueError(f"expected a whole number and got {value!r}")
+    if kind in (int, float):
+        return _number(value, kind)
     if kind is str:
         raise ValueError(f"expected text and got {value!r}")
-    return kind(value) if kind in (int, float) else value  # type: ignore[operator]
+    return value
+
+
+def _number(value: object, kind: object) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"expected a number and got {value!r}")
+    if kind is int and value != int(value):
+        raise ValueError(f"expected a whole number and got {value!r}")
+    return int(value) if kind is int else float(value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +14,7 @@ from pqc import engine, graph, masking, metrics, pipeline
 from pqc.data import Split
 from pqc.functions.optimizers import make_optimizer
 from pqc.names import BUFFERS, LOSS, TARGET, THETA, Slice, layout
-from pqc.options import write
+from pqc.options import quote, write
 from pqc.schedule import Schedule
 from pqc.training.state import TrainingState
 from pqc.training.stepper import Stepper
@@ -42,6 +44,7 @@ class Stage:
         batch: rows per step.
         device: `cpu` or `cuda`.
         threads: threads inside an operator.
+        teacher: the file of the network that the schedule distills from.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Stage:
         batch: int,
         device: str = "cpu",
         threads: int = 1,
+        teacher: Path | None = None,
     ) -> None:
         self.name = name
         self.loss_name = schedule.training.loss
@@ -69,7 +73,7 @@ class Stage:
         self._outputs = [value.name for value in start.graph.outputs]
         self._threshold = metrics.threshold(start.graph)
         self._evaluator = engine.Session(start, device=device, threads=threads)
-        pipeline.run(step, step_pipeline(schedule, batch))
+        pipeline.run(step, step_pipeline(schedule, batch, teacher))
         self.optimizer = make_optimizer(
             schedule.training.optimizer.name,
             {key: write(value) for key, value in schedule.training.optimizer.options.items()},
@@ -153,7 +157,7 @@ def loss_pipeline(schedule: Schedule) -> str:
     return f"attach-loss{{loss={schedule.training.loss}{extra}}}"
 
 
-def step_pipeline(schedule: Schedule, batch: int) -> str:
+def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -> str:
     """The pipeline text that makes a training step of the graph with its loss."""
     training = schedule.training
     options = {key: write(value) for key, value in training.optimizer.options.items()}
@@ -163,8 +167,19 @@ def step_pipeline(schedule: Schedule, batch: int) -> str:
     parts += [f"clip={training.clip}"] if training.clip is not None else []
     parts += [f"accumulate={training.accumulate}"] if training.accumulate > 1 else []
     attach = f"attach-optimizer{{{' '.join(parts)}}}"
-    lower = "attach-updates,expose-parameters,lower-quant,batch-parameters"
-    return f"{lower},fix-batch{{size={batch}}},differentiate,{attach}"
+    expose = ",".join(["attach-updates,expose-parameters", *distill_pipeline(schedule, teacher)])
+    return f"{expose},lower-quant,batch-parameters,fix-batch{{size={batch}}},differentiate,{attach}"
+
+
+def distill_pipeline(schedule: Schedule, teacher: Path | None) -> list[str]:
+    """The pipeline text that attaches the teacher, if the schedule asks for one."""
+    distill = schedule.distill
+    if distill is None:
+        return []
+    parts = [f"model={quote(str(teacher or ''))}", f"loss={distill.loss}"]
+    parts += [f"temperature={distill.temperature}", f"alpha={distill.alpha}"]
+    parts += [f"layers={quote(json.dumps(distill.layers))}"] if distill.layers else []
+    return [f"attach-teacher{{{' '.join(parts)}}}"]
 
 
 def values_of(model: ir.Model) -> dict[str, np.ndarray]:

@@ -84,6 +84,7 @@ class Trainer:
         device: `cpu` or `cuda`.
         threads: threads inside an operator.
         fingerprint: of all that determines the result; a checkpoint of another run is refused.
+        teacher: the file of the network that the schedule distills from.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Trainer:
         device: str = "cpu",
         threads: int = 1,
         fingerprint: str = "",
+        teacher: Path | None = None,
     ) -> None:
         self.compressible = compressible
         self.schedule = schedule
@@ -105,6 +107,7 @@ class Trainer:
         self.progress = progress
         self.device = device
         self.threads = threads
+        self.teacher = teacher
         self.segments = segments(schedule)
         self.batch = min(schedule.training.batch, len(data.train))
         self.method = schedule.method
@@ -198,6 +201,7 @@ class Trainer:
             batch=self.batch,
             device=self.device,
             threads=self.threads,
+            teacher=self.teacher,
         )
         probe = metrics.Probe(self._model())
         while not self._is_over(segment):

@@ -15,6 +15,8 @@ from pqc.data import Split
 from pqc.method import Method
 from pqc.options import quote, write
 from pqc.schedule import Schedule
+from pqc.workflows.checks import check_inputs
+from pqc.workflows.sources import resolve
 
 NORMALIZE = "normalize,fold-constants,fold-batchnorm,lower-gemm"
 FINALIZE = "freeze-masks,fold-masks,fold-quant,strip-training,normalize"
@@ -96,6 +98,21 @@ def _without_unmatched(plan: Schedule, model: ir.Model) -> Schedule:
         if pattern not in exclude:
             NOTES.info("pruning.exclude: no layer is named like '%s'; skipped", pattern)
     return plan.model_copy(update={"pruning": plan.pruning.model_copy(update={"exclude": exclude})})
+
+
+def teacher_of(model: ir.Model, plan: Schedule) -> ir.Model | None:
+    """The normalized network that `plan` distills from, or None.
+
+    Args:
+        model: the normalized float model of the run, which is the teacher unless the plan names another one.
+        plan: see `pqc.schedule.Distill`.
+    """
+    if plan.distill is None or plan.distill.teacher is None:
+        return None if plan.distill is None else model
+    teacher = resolve(plan.distill.teacher).load()
+    pipeline.run(teacher, NORMALIZE)
+    check_inputs(teacher)
+    return teacher
 
 
 def finalize(model: ir.Model, *, verify_each: bool = True) -> tuple[ir.Model, list[pipeline.Step]]:

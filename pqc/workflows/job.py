@@ -21,12 +21,12 @@ from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
 from pqc.training.trainer import CHECKPOINT, Progress, Trainer
 from pqc.workflows.checks import check_inputs, check_outputs, outputs
-from pqc.workflows.compression import NORMALIZE, compress, finalize, is_cheap
+from pqc.workflows.compression import NORMALIZE, compress, finalize, is_cheap, teacher_of
 from pqc.workflows.environment import require_compiler, versions
 from pqc.workflows.firmware import Backend, IoType, record
 from pqc.workflows.sources import Source
 
-RESULTS = ("trained.onnx", "clean.onnx", "history.json", "summary.json", "report.html")
+RESULTS = ("teacher.onnx", "trained.onnx", "clean.onnx", "history.json", "summary.json", "report.html")
 """What an earlier run in the same folder may have left; a new one must not be read with it."""
 
 
@@ -88,10 +88,12 @@ class Job:
         options: RunOptions,
         listener: Listener | None,
         steps: list[pipeline.Step],
+        teacher: ir.Model | None = None,
     ) -> None:
         self.source, self.plan, self.data, self.model = source, plan, dataset, model
         self.folder, self.options, self.listener = folder, options, listener
         self.steps = steps
+        self.teacher = teacher
         self.clock = _Clock()
         self.history: list[dict[str, Any]] = []
         self.verify = is_cheap(model) if options.verify_each is None else options.verify_each
@@ -114,6 +116,7 @@ class Job:
         model = source.load()
         steps = pipeline.run(model, NORMALIZE, verify_each=options.verify_each is not False)
         check_inputs(model)
+        teacher = teacher_of(model, plan)
         where = data_path or source.data
         if where is None:
             raise DataError("there are no data to train on", hint="give --data; see docs/data.md for the formats")
@@ -122,7 +125,7 @@ class Job:
             where, model.graph, labels=labels, validation=plan.training.validation, seed=plan.training.seed
         )
         check_outputs(model, labels)
-        return cls(source, plan, dataset, model, folder, options, listener, steps)
+        return cls(source, plan, dataset, model, folder, options, listener, steps, teacher)
 
     def train(self) -> ir.Model:
         """Compress, train, and write what came out."""
@@ -136,6 +139,9 @@ class Job:
         with self.clock.part("compress", self.listener):
             compressible, steps = compress(self.model, self.plan, self.data.train, self.folder, verify_each=self.verify)
             graph.save(compressible, self.folder / "compressible.onnx")
+            teacher = None if self.teacher is None else self.folder / "teacher.onnx"
+            if self.teacher is not None and teacher is not None:
+                graph.save(self.teacher, teacher)
         self.steps += steps
         if self.options.hls:
             self._check_hardware(compressible)
@@ -149,6 +155,7 @@ class Job:
                 device=self.options.device,
                 threads=self.options.threads,
                 fingerprint=fingerprint,
+                teacher=teacher,
             )
             if resume:
                 trainer.resume()
@@ -166,11 +173,12 @@ class Job:
         legality.check(handover.lower(network), self.options.io_type)
 
     def _fingerprint(self) -> str:
-        """A hash of the schedule, the normalized graph with its weights, and the data to train and validate on."""
+        """A hash of the schedule, the normalized graphs with their weights, and the data to train and validate on."""
         digest = hashlib.sha256(self.plan.fingerprint().encode())
-        for value in self.model.graph.initializers.values():
-            digest.update(f"{value.name}".encode() + graph.stored(value).tobytes())
-        digest.update(pipeline.to_text(self.model).encode())
+        for model in (self.model, *([self.teacher] if self.teacher is not None else [])):
+            for value in model.graph.initializers.values():
+                digest.update(f"{value.name}".encode() + graph.stored(value).tobytes())
+            digest.update(pipeline.to_text(model).encode())
         for split in (self.data.train, self.data.validation):
             for array in (*split.inputs.values(), split.target, split.rows):
                 for start in range(0, len(array), data.CHECK_ROWS):
@@ -197,6 +205,7 @@ class Job:
             "data": self.data.source,
             "metric": name,
             **{key: {name: value} for key, (value, _) in found.items()},
+            "distilled": self._distilled(name),
             "clean_equals_trained": bool(np.array_equal(found["trained"][1], found["clean"][1])),
             "test_rows": len(self.data.test),
             "keep_ratio": metrics.keep_ratio(costs),
@@ -209,6 +218,14 @@ class Job:
             "threads": self.options.threads,
             "versions": versions(),
         }
+
+    def _distilled(self, name: str) -> dict[str, Any] | None:
+        """Which teacher there was, and how good it is itself."""
+        distill = self.plan.distill
+        if distill is None or self.teacher is None:
+            return None
+        teacher = "the float model" if distill.teacher is None else Path(distill.teacher).name
+        return {"teacher": teacher, "loss": distill.loss, name: self.accuracy(self.teacher)[0]}
 
     def firmware(self, clean: ir.Model) -> dict[str, Any]:
         """Make the project, compile it, and compare it on every test row."""
