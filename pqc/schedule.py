@@ -310,6 +310,11 @@ class Schedule(Section):
         """The pruning method with its options, set to the target."""
         return _aimed(self.pruning, self.target)
 
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained, for which targets are needed."""
+        return any(phase.epochs for phase in (self.phases.pretraining, self.phases.training, self.phases.fine_tuning))
+
     def text(self) -> str:
         """The resolved schedule as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
