@@ -116,6 +116,7 @@ class Pruning(Section):
     options: dict[str, Setting] = {}
     layers: dict[str, dict[str, Setting]] = {}
     pruning_first: bool = True
+    shrink: bool = False
     exclude: tuple[str, ...] = ()
     unmatched: Literal["error", "skip"] = "error"
 

@@ -216,7 +216,7 @@ class Job:
             "distilled": self._distilled(name),
             "clean_equals_trained": bool(np.array_equal(found["trained"][1], found["clean"][1])),
             "test_rows": len(self.data.test),
-            "keep_ratio": metrics.keep_ratio(costs),
+            "keep_ratio": metrics.keep_ratio(costs, metrics.Probe(trained).costs({})),
             "ebops": metrics.ebops(costs),
             "layers": [cost.record() for cost in costs],
             "passes": [vars(step) for step in self.steps],
