@@ -2,8 +2,8 @@
 
     make bench
 
-All train the same dense network (16-64-32-32-5) with continuous sparsification, fixed point, cross entropy and Adam, on
-batches picked from the same arrays by index. The reference (pquant-ml on PyTorch) is timed twice: as its shipped
+All train the same dense network (16-64-32-32-5) with a pruning method (`--method`, continuous sparsification by default;
+its budget and ramp at their ends), fixed point, cross entropy and Adam, on batches picked from the same arrays by index. The reference (pquant-ml on PyTorch) is timed twice: as its shipped
 configuration has it, and with equal quantizers. As it comes, it also rounds what enters each ReLU; with equal
 quantizers it has the same twelve as pqc (four weights, four biases, four layer inputs). Each side runs in a process of
 its own; rounds alternate, so that all meet the same machine. The reference goes into an environment of its own, which
@@ -38,18 +38,36 @@ def arrays() -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(ROWS, WIDTHS[0])).astype(np.float32), rng.integers(0, WIDTHS[-1], ROWS)
 
 
-def pqc_step(batch: int) -> Callable[[np.ndarray], None]:
+CONFIGS = {
+    "activation-pruning": "ap_config",
+    "autosparse": "autosparse_config",
+    "cs": "cs_config",
+    "dst": "dst_config",
+    "mdmm": "mdmm_config",
+    "pdp": "pdp_config",
+    "wanda": "wanda_config",
+}
+"""The reference's configuration by the name of pqc's schedule."""
+
+
+def pqc_step(batch: int, method: str) -> Callable[[np.ndarray], None]:
     """A function that takes one step of pqc on the given rows."""
     from pqc import graph, pipeline, schedule
     from pqc.models import TABLE
+    from pqc.training.events import Events
+    from pqc.training.segments import control_curves
     from pqc.training.stages import Stage, values_of
     from pqc.training.state import TrainingState
     from pqc.workflows.compression import NORMALIZE, compress_pipeline
 
-    plan = schedule.load("cs", {"training.batch": str(batch)})
+    plan = schedule.load(method, {"training.batch": str(batch)})
     model = graph.load(TABLE["jet_tagger"].path())
     pipeline.run(model, f"{NORMALIZE},{compress_pipeline(plan, None)}")
-    stage = Stage(model, "training", plan, TrainingState(values_of(model), {}), batch=batch)
+    values = values_of(model)
+    controls = {name: curve(99, 100) for name, curve in control_curves(plan).items()}
+    Events(model).begin_training(values, controls)
+    stage = Stage(model, "training", plan, TrainingState(values, {}), batch=batch)
+    stage.set_controls(controls)
     x, y = arrays()
     inputs, count = {"x": x}, iter(range(1, 10**9))
 
@@ -59,15 +77,17 @@ def pqc_step(batch: int) -> Callable[[np.ndarray], None]:
     return step
 
 
-def peer_step(batch: int, *, equal: bool) -> Callable[[np.ndarray], None]:
+def peer_step(batch: int, method: str, *, equal: bool) -> Callable[[np.ndarray], None]:
     """A function that takes one step of the PyTorch reference on the given rows.
 
     Args:
         batch: rows a step.
+        method: a key of `CONFIGS`.
         equal: leave out the quantizers before the ReLUs, which pqc does not have.
     """
+    import pquant
     import torch
-    from pquant import add_compression_layers, cs_config, get_model_losses, load_from_dictionary
+    from pquant import add_compression_layers, get_model_losses, load_from_dictionary
     from pquant.layers import post_pretrain_functions
 
     torch.set_num_threads(1)
@@ -75,7 +95,7 @@ def peer_step(batch: int, *, equal: bool) -> Callable[[np.ndarray], None]:
     layers: list[torch.nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(WIDTHS)):
         layers += [torch.nn.Linear(fan_in, fan_out)] + ([torch.nn.ReLU()] if i < len(WIDTHS) - 2 else [])
-    content = cs_config().get_dict()
+    content = getattr(pquant, CONFIGS[method])().get_dict()
     relus = [str(i) for i, layer in enumerate(layers) if isinstance(layer, torch.nn.ReLU)]
     if equal:
         content["quantization_parameters"]["layer_specific"] = {name: {"input": {"quantize": False}} for name in relus}
@@ -97,14 +117,14 @@ def peer_step(batch: int, *, equal: bool) -> Callable[[np.ndarray], None]:
     return step
 
 
-SIDES: dict[str, Callable[[int], Callable[[np.ndarray], None]]] = {
+SIDES: dict[str, Callable[[int, str], Callable[[np.ndarray], None]]] = {
     "pqc": pqc_step,
     "reference": partial(peer_step, equal=False),
     "equal": partial(peer_step, equal=True),
 }
 
 
-def work(side: str) -> None:
+def work(side: str, method: str) -> None:
     """Answer requests `batch steps` on standard input with the steps' times in microseconds."""
     output = sys.stdout
     sys.stdout = sys.stderr
@@ -113,7 +133,7 @@ def work(side: str) -> None:
     for line in sys.stdin:
         batch, count = (int(part) for part in line.split())
         if batch not in steps:
-            steps[batch] = SIDES[side](batch)
+            steps[batch] = SIDES[side](batch, method)
             for _ in range(WARM_UP):
                 steps[batch](rng.integers(0, ROWS, batch))
         times = []
@@ -128,10 +148,10 @@ def work(side: str) -> None:
 class Worker:
     """One side in a process of its own."""
 
-    def __init__(self, python: str, side: str) -> None:
+    def __init__(self, python: str, side: str, method: str) -> None:
         environment = {"KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
         self._process = subprocess.Popen(
-            [python, __file__, "--worker", side],
+            [python, __file__, "--worker", side, "--method", method],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -156,9 +176,9 @@ class Worker:
         self._process.wait()
 
 
-def compare(peer_python: str, batches: list[int], rounds: int, steps: int) -> list[dict[str, Any]]:
+def compare(peer_python: str, method: str, batches: list[int], rounds: int, steps: int) -> list[dict[str, Any]]:
     """Alternate the sides and return one record a batch size."""
-    workers = {side: Worker(sys.executable if side == "pqc" else peer_python, side) for side in SIDES}
+    workers = {side: Worker(sys.executable if side == "pqc" else peer_python, side, method) for side in SIDES}
     found: dict[tuple[str, int], list[float]] = {(side, batch): [] for side in workers for batch in batches}
     for _ in range(rounds):
         for batch in batches:
@@ -184,15 +204,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--peer-python", default=str(Path(".venv-peers/bin/python")), help="Python of the reference")
+    parser.add_argument(
+        "--method", choices=CONFIGS, default="cs", help="the schedule of pqc and its like of the reference"
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 1024])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=100, help="steps a round")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.worker:
-        work(options.worker)
+        work(options.worker, options.method)
         return
-    records = compare(options.peer_python, options.batch, options.rounds, options.steps)
+    records = compare(options.peer_python, options.method, options.batch, options.rounds, options.steps)
     if options.json:
         print(json.dumps(records, indent=2))
         return
