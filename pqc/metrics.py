@@ -176,8 +176,12 @@ def keep_ratio(costs: list[LayerCost], before: list[LayerCost] | None = None) ->
         before: the layers as they were before channels were taken out, where that was done.
     """
     left = {cost.weight: cost.nonzero for cost in costs}
-    there = {cost.weight: cost.weights for cost in before or costs}
-    return sum(left.values()) / max(sum(there.values()), 1)
+    return sum(left.values()) / max(weights(before or costs), 1)
+
+
+def weights(costs: list[LayerCost]) -> int:
+    """How many weights there are, a weight that several layers share counted once."""
+    return sum({cost.weight: cost.weights for cost in costs}.values())
 
 
 def ebops(costs: list[LayerCost]) -> int:

@@ -418,3 +418,12 @@ def test_the_defaults_are_a_schedule() -> None:
     plan = Schedule()
     assert Schedule.model_validate(plan.model_dump(mode="json")) == plan
     assert math.isclose(plan.training.validation, 0.1)
+
+
+def test_the_documented_schedule_is_valid(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "schedules.md").read_text()
+    path = tmp_path / "documented.yaml"
+    path.write_text(page.split("```yaml\n")[1].split("```")[0])
+    plan = schedule.load(path)
+    assert plan.target.sparsity == 0.8
+    assert plan.phases.training.rewind_what == ("weights",)

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-KNOWN = {"epoch", "stage", "round", "loss", "validation_loss", "keep_ratio", "ebops", "learning_rate", "seconds"}
+KNOWN = {
+    *("epoch", "stage", "round", "seconds", "loss", "validation_loss"),
+    *("keep_ratio", "sparsity", "ebops", "learning_rate"),
+}
 MOST_CONTROLS = 6
 STAGES = {"pretraining": figure.COLOURS[1], "training": figure.COLOURS[0], "fine-tuning": figure.COLOURS[3]}
 OTHER_STAGE = figure.COLOURS[4]
@@ -66,6 +69,7 @@ def panels(history: Sequence[Record], metric: str) -> list[Panel]:
         if metric == "accuracy"
         else Panel("mean squared error, validation", {metric: ""}, -1.0, "log"),
         Panel("weights not zero (%)", {"keep_ratio": ""}, 100.0),
+        Panel("pruned by masks (%)", {"sparsity": ""}, 100.0),
         Panel("EBOPs (bit operations)", {"ebops": ""}, scale="count"),
         Panel("learning rate", {"learning_rate": ""}, scale="log"),
     ]

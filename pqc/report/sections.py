@@ -54,7 +54,7 @@ def cards(summary: Summary) -> str:
     before, after = score(summary, "float"), score(summary, "clean")
     label = "accuracy" if is_accuracy(summary) else "mean squared error"
     layers = summary.get("layers") or []
-    kept, total = _sum(layers, "nonzero"), _sum(layers, "weights")
+    kept, total = _sum(layers, "nonzero"), summary.get("weights", _sum(layers, "weights"))
     return (
         '<div class="cards">\n'
         + markup.card(

@@ -205,7 +205,7 @@ class Job:
         name = metrics.metric_name(self.plan.training.loss)
         scores = {"float": self.model, "trained": trained, "clean": clean}
         found = {key: self.accuracy(model) for key, model in scores.items()}
-        costs = metrics.Probe(clean).costs({})
+        costs, before = metrics.Probe(clean).costs({}), metrics.Probe(trained).costs({})
         return {
             "model": self.source.name,
             "schedule": self.plan.name,
@@ -216,7 +216,8 @@ class Job:
             "distilled": self._distilled(name),
             "clean_equals_trained": bool(np.array_equal(found["trained"][1], found["clean"][1])),
             "test_rows": len(self.data.test),
-            "keep_ratio": metrics.keep_ratio(costs, metrics.Probe(trained).costs({})),
+            "keep_ratio": metrics.keep_ratio(costs, before),
+            "weights": metrics.weights(before),
             "ebops": metrics.ebops(costs),
             "layers": [cost.record() for cost in costs],
             "passes": [vars(step) for step in self.steps],
