@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow bench lint docs clean
+.PHONY: demo test test-slow bench method-table lint docs clean
 
 demo: $(VENV)/ready
 	$(BIN)/pqc run jet_tagger --schedule cs-demo --out build/demo
@@ -21,6 +21,9 @@ test-slow: $(VENV)/ready
 
 bench: $(VENV)/ready .venv-peers/ready
 	$(BIN)/python tests/benchmarks/step_time.py --rounds 15
+
+method-table: $(VENV)/ready
+	$(BIN)/python tests/benchmarks/method_table.py --jobs 2
 
 .venv-peers/ready:
 	$(PYTHON) -m venv .venv-peers

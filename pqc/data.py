@@ -63,6 +63,7 @@ class Dataset:
     validation: Split
     test: Split
     source: str
+    labelled: bool = True
 
 
 def as_float(array: np.ndarray) -> np.ndarray:
@@ -70,7 +71,15 @@ def as_float(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
 
 
-def load(path: str | Path, main: ir.Graph, *, labels: bool, validation: float = 0.1, seed: int = 0) -> Dataset:
+def load(
+    path: str | Path,
+    main: ir.Graph,
+    *,
+    labels: bool,
+    validation: float = 0.1,
+    seed: int = 0,
+    needs_target: bool = True,
+) -> Dataset:
     """Read the data at `path` for the graph `main`.
 
     Args:
@@ -79,6 +88,7 @@ def load(path: str | Path, main: ir.Graph, *, labels: bool, validation: float = 
         labels: the target holds class numbers, one a row.
         validation: the share of the training rows to validate on, where the data bring none.
         seed: of that choice.
+        needs_target: whether a missing target is an error; otherwise zeros stand for it.
 
     Raises:
         DataError: a file is missing or broken, an array does not fit the graph, or holds NaN.
@@ -87,7 +97,11 @@ def load(path: str | Path, main: ir.Graph, *, labels: bool, validation: float = 
     if not path.exists():
         raise DataError("no such data file or folder", at=str(path), hint="give --data, or a reference model by name")
     parts = _parts(path)
-    splits = {name: _fit(read(part), part, main, labels) for name, part in parts.items()}
+    arrays = {name: read(part) for name, part in parts.items()}
+    labelled = all(set(TARGETS) & found.keys() for found in arrays.values())
+    if not labelled and not needs_target:
+        arrays = {name: _with_target(found, main, labels) for name, found in arrays.items()}
+    splits = {name: _fit(arrays[name], part, main, labels) for name, part in parts.items()}
     rng = np.random.default_rng(seed)
     if "train" not in splits:
         whole = splits["whole"]
@@ -101,7 +115,17 @@ def load(path: str | Path, main: ir.Graph, *, labels: bool, validation: float = 
         splits["validation"], splits["train"] = _rows(train, np.sort(order[:cut])), _rows(train, np.sort(order[cut:]))
     if not all(len(splits[name]) for name in ("train", "validation", "test")):
         raise DataError("too few rows to split into training, validation and test", at=str(path), hint="give more data")
-    return Dataset(splits["train"], splits["validation"], splits["test"], str(path))
+    return Dataset(splits["train"], splits["validation"], splits["test"], str(path), labelled)
+
+
+def _with_target(arrays: Arrays, main: ir.Graph, labels: bool) -> Arrays:
+    """The arrays with zeros for their missing target."""
+    output = main.outputs[0].shape
+    dims = [] if output is None else output.dims[1:-1] if labels else output.dims[1:]
+    rows = len(next(iter(arrays.values()), ()))
+    shape = (rows, *(dim for dim in dims if isinstance(dim, int)))
+    zeros = np.zeros(shape, np.int64 if labels else np.float32)
+    return {**{name: array for name, array in arrays.items() if name not in TARGETS}, TARGETS[0]: zeros}
 
 
 def _rows(split: Split, chosen: np.ndarray) -> Split:

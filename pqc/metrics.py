@@ -46,6 +46,7 @@ class LayerCost:
 
     Args:
         name: the layer's.
+        weight: the name of its weight, which layers may share.
         operator: MatMul, Gemm or Conv.
         shape: of the weight.
         weights: how many there are.
@@ -56,6 +57,7 @@ class LayerCost:
     """
 
     name: str
+    weight: str
     operator: str
     shape: tuple[int, ...]
     weights: int
@@ -126,6 +128,7 @@ def layer_cost(layer: layers.Layer, effective: np.ndarray) -> LayerCost:
     outputs = effective.shape[layer.output_axis] * _positions(layer)
     return LayerCost(
         layer.name,
+        str(layer.weight.name),
         layer.node.op_type,
         tuple(effective.shape),
         effective.size,
@@ -165,9 +168,16 @@ def quantizer_bits(value: ir.Value | None, *, activation: bool = False) -> int:
     return FLOAT_BITS
 
 
-def keep_ratio(costs: list[LayerCost]) -> float:
-    """The share of weights that are not zero."""
-    return sum(cost.nonzero for cost in costs) / max(sum(cost.weights for cost in costs), 1)
+def keep_ratio(costs: list[LayerCost], before: list[LayerCost] | None = None) -> float:
+    """The share of weights that are not zero, a weight that several layers share counted once.
+
+    Args:
+        costs: the layers.
+        before: the layers as they were before channels were taken out, where that was done.
+    """
+    left = {cost.weight: cost.nonzero for cost in costs}
+    there = {cost.weight: cost.weights for cost in before or costs}
+    return sum(left.values()) / max(sum(there.values()), 1)
 
 
 def ebops(costs: list[LayerCost]) -> int:

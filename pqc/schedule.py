@@ -116,6 +116,7 @@ class Pruning(Section):
     options: dict[str, Setting] = {}
     layers: dict[str, dict[str, Setting]] = {}
     pruning_first: bool = True
+    shrink: bool = False
     exclude: tuple[str, ...] = ()
     unmatched: Literal["error", "skip"] = "error"
 
@@ -309,6 +310,11 @@ class Schedule(Section):
     def method(self) -> Method | None:
         """The pruning method with its options, set to the target."""
         return _aimed(self.pruning, self.target)
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained, for which targets are needed."""
+        return any(phase.epochs for phase in (self.phases.pretraining, self.phases.training, self.phases.fine_tuning))
 
     def text(self) -> str:
         """The resolved schedule as YAML."""

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import reference_pruning as ref
 from conftest import content, initializers, make_mlp, onnx_model, text_of
 from test_functions import backward, run
 
+import reference_pruning as ref
 from pqc import data, engine, graph, layers, pipeline, schedule, workflows
 from pqc.errors import Interrupted, PqcError, ScheduleError, TrainingError
 from pqc.functions.losses import DISTILLATION

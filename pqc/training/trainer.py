@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from pqc.data import Dataset
 from pqc.errors import Interrupted, TrainingError
 from pqc.schedule import Constraint, Phase, Schedule
 from pqc.training import state as checkpoints
+from pqc.training.calibration import calibrate
 from pqc.training.events import Events
 from pqc.training.stages import Stage, set_values, values_of
 from pqc.training.state import TrainingState
@@ -26,6 +28,8 @@ APPROACH = 0.4
 """The share of a round in which a sparsity target is approached."""
 MEASUREMENTS = 4
 """How often in an epoch the controller of a sparsity target measures."""
+LONG = 1_000_000
+"""A length at whose end every ramp has come to its own."""
 RUNAWAY = 1e6
 """A weight or bias beyond this is lost: saturating quantizers would hide it from the loss."""
 
@@ -53,6 +57,8 @@ def segments(schedule: Schedule) -> list[Segment]:
     """The stretches of a schedule, in order; those without epochs are left out."""
     phases = schedule.phases
     plan: list[tuple[str, int, Phase]] = [("pretraining", 0, phases.pretraining)]
+    if phases.calibration.batches:
+        plan.append(("calibration", 0, Phase(epochs=1)))
     plan += [("training", number, phases.training) for number in range(phases.training.rounds)]
     plan += [("fine-tuning", 0, phases.fine_tuning)]
     return [_segment(schedule, *part) for part in plan if part[2].epochs]
@@ -120,17 +126,34 @@ class Trainer:
         self._approach = curves.cubic(0, 1, 0, APPROACH)
 
     def _check_length(self) -> None:
-        """Refuse a training that ends before its masks are found.
+        """Refuse a run that ends before its masks are found.
 
         Raises:
-            TrainingError: says how many epochs are needed.
+            TrainingError: says how many epochs or batches are needed.
         """
-        phase = self.schedule.phases.training
-        steps = self._steps_per_epoch() * self.schedule.training.accumulate
-        needed = self.method.needed_epochs(steps) if self.method is not None and phase.epochs else 0
-        if needed > phase.epochs * phase.rounds:
+        phase, batches = self.schedule.phases.training, self.schedule.phases.calibration.batches
+        if self.method is None:
+            return
+        per_epoch = self._steps_per_epoch() * self.schedule.training.accumulate
+        if batches > per_epoch:
             raise TrainingError(
-                f"the masks would never be found: they need {needed} epochs of {steps} batches",
+                f"there are {per_epoch} batches to calibrate on, not {batches}",
+                at="phases.calibration.batches",
+                hint="lower it, or training.batch",
+            )
+        # Masks that are chosen when an epoch begins are chosen right after calibration.
+        budget = self.method.budget()
+        late = budget is not None and budget.when == "epoch"
+        if batches and not phase.epochs and self.method.needed_epochs(batches) > 1 + late:
+            raise TrainingError(
+                f"{batches} batches are too few for the masks to be found",
+                at="phases.calibration.batches",
+                hint="calibrate on more, or lower pruning.options.batches or start_epoch",
+            )
+        needed = self.method.needed_epochs(per_epoch)
+        if not batches and needed > phase.epochs * phase.rounds > 0:
+            raise TrainingError(
+                f"the masks would never be found: they need {needed} epochs of {per_epoch} batches",
                 at="phases.training.epochs",
                 hint="train longer, or lower pruning.options.start_epoch or batches",
             )
@@ -178,7 +201,7 @@ class Trainer:
 
     def total_epochs(self) -> int:
         """Epochs of all segments."""
-        return sum(segment.epochs for segment in self.segments)
+        return sum(segment.epochs for segment in self.segments if segment.stage != "calibration")
 
     def _model(self) -> ir.Model:
         """The graph as it stands: with learned masks, or with frozen ones."""
@@ -190,8 +213,12 @@ class Trainer:
         if number != state.position.segment:
             self._end_of_segment(self.segments[number - 1])
             state.advance(segment=number, epochs=0)
+        if segment.stage == "calibration":
+            self._calibrate()
+            return
         self._restart_moments(segment.stage)
-        if segment.stage == "training" and segment.round == 0 and not state.position.epochs:
+        begun = state.position.epochs or segment.round or self.schedule.phases.calibration.batches
+        if segment.stage == "training" and not begun:
             self.events.begin_training(state.values, self._controls_at(segment, 0))
         stage = Stage(
             self._model(),
@@ -209,6 +236,21 @@ class Trainer:
             self._maybe_snapshot(segment)
             self._epoch(stage, segment, probe)
             checkpoints.save(state, self.path)
+
+    def _calibrate(self) -> None:
+        """Let the methods find their masks from data alone, with the ramps at their ends."""
+        values = self.state.values
+        controls = {name: curve(LONG - 1, LONG) for name, curve in self._controls.items()}
+        self.events.begin_training(values, controls)
+        self.events.begin_epoch(values, controls)
+        batches = islice(self._batches(), self.schedule.phases.calibration.batches)
+        calibrate(self.compressible, values, self.events.feeds({}, controls), self.data.train, batches)
+        self.events.end_epoch(values, controls)
+        self.events.begin_epoch(values, controls)
+        self.state.advance(epochs=1)
+        if not self.schedule.phases.training.epochs:
+            self._harden(controls)
+        checkpoints.save(self.state, self.path)
 
     def _is_over(self, segment: Segment) -> bool:
         """Whether the segment has all its epochs, or its validation loss has stopped falling."""

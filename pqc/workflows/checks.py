@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
 from pqc import engine
-from pqc.data import Split
+from pqc.data import Dataset, Split
 from pqc.errors import UnsupportedError
 
 
@@ -46,6 +48,19 @@ def check_outputs(model: ir.Model, labels: bool) -> None:
             f"the output '{output.name}' has the shape {output.shape}, and {wanted} is needed",
             hint="give out one row of scores for each input row",
         )
+
+
+def labelled_by(model: ir.Model, dataset: Dataset, labels: bool) -> Dataset:
+    """`dataset` with the model's own answers for targets, so that metrics measure agreement with it."""
+
+    def answered(split: Split) -> Split:
+        found = outputs(model, split)
+        inputs, _ = split.all()
+        target = found.argmax(axis=-1).astype(np.int64) if labels else found
+        return Split(inputs, target, np.arange(len(target)))
+
+    splits = {name: answered(getattr(dataset, name)) for name in ("train", "validation", "test")}
+    return replace(dataset, **splits)
 
 
 def outputs(model: ir.Model, split: Split, rows: int = 4096) -> np.ndarray:

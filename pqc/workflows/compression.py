@@ -115,13 +115,16 @@ def teacher_of(model: ir.Model, plan: Schedule) -> ir.Model | None:
     return teacher
 
 
-def finalize(model: ir.Model, *, verify_each: bool = True) -> tuple[ir.Model, list[pipeline.Step]]:
+def finalize(
+    model: ir.Model, *, verify_each: bool = True, shrink: bool = False
+) -> tuple[ir.Model, list[pipeline.Step]]:
     """The clean QONNX graph of a trained one: masks folded, weights on their grid, training parts gone.
 
     Args:
         model: a trained compressible graph, or a whole training step; not changed.
         verify_each: check each pass.
+        shrink: take out the channels that pruning has left without weights.
     """
     clean = graph.copy(model)
-    steps = pipeline.run(clean, FINALIZE, verify_each=verify_each)
+    steps = pipeline.run(clean, f"{FINALIZE},shrink" if shrink else FINALIZE, verify_each=verify_each)
     return clean, steps

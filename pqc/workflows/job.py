@@ -20,7 +20,7 @@ from pqc.errors import DataError
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
 from pqc.training.trainer import CHECKPOINT, Progress, Trainer
-from pqc.workflows.checks import check_inputs, check_outputs, outputs
+from pqc.workflows.checks import check_inputs, check_outputs, labelled_by, outputs
 from pqc.workflows.compression import NORMALIZE, compress, finalize, is_cheap, teacher_of
 from pqc.workflows.environment import require_compiler, versions
 from pqc.workflows.firmware import Backend, IoType, record
@@ -122,9 +122,16 @@ class Job:
             raise DataError("there are no data to train on", hint="give --data; see docs/data.md for the formats")
         labels = plan.training.loss == "cross-entropy"
         dataset = data.load(
-            where, model.graph, labels=labels, validation=plan.training.validation, seed=plan.training.seed
+            where,
+            model.graph,
+            labels=labels,
+            validation=plan.training.validation,
+            seed=plan.training.seed,
+            needs_target=plan.trains,
         )
         check_outputs(model, labels)
+        if not dataset.labelled:
+            dataset = labelled_by(model, dataset, labels)
         return cls(source, plan, dataset, model, folder, options, listener, steps, teacher)
 
     def train(self) -> ir.Model:
@@ -204,11 +211,12 @@ class Job:
             "schedule": self.plan.name,
             "data": self.data.source,
             "metric": name,
+            "labels": "data" if self.data.labelled else "the float model",
             **{key: {name: value} for key, (value, _) in found.items()},
             "distilled": self._distilled(name),
             "clean_equals_trained": bool(np.array_equal(found["trained"][1], found["clean"][1])),
             "test_rows": len(self.data.test),
-            "keep_ratio": metrics.keep_ratio(costs),
+            "keep_ratio": metrics.keep_ratio(costs, metrics.Probe(trained).costs({})),
             "ebops": metrics.ebops(costs),
             "layers": [cost.record() for cost in costs],
             "passes": [vars(step) for step in self.steps],

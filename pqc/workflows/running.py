@@ -50,7 +50,7 @@ def run(
     job = Job.start(source, plan, data_path, folder, options, listener)
     trained = job.train()
     with job.clock.part("finalize", listener):
-        clean, steps = finalize(trained, verify_each=job.verify)
+        clean, steps = finalize(trained, verify_each=job.verify, shrink=plan.pruning.shrink)
         graph.save(clean, folder / "clean.onnx")
     job.steps += steps
     summary = job.summary(trained, clean)
