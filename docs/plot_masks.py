@@ -49,12 +49,12 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Case:
-    """A run to draw: the pruning method with its options, the target, and the optimizer."""
+    """A run to draw: the pruning method with its options, the target, and what else differs in training."""
 
     method: str | None
     options: dict[str, object] = field(default_factory=dict)
     sparsity: float | None = 0.8
-    optimizer: dict[str, object] = field(default_factory=lambda: {"name": "adam"})
+    training: dict[str, object] = field(default_factory=dict)
 
     def schedule(self) -> Schedule:
         """The whole schedule of the run."""
@@ -63,7 +63,7 @@ class Case:
                 "pruning": {"method": self.method, "options": self.options},
                 "target": {"sparsity": self.sparsity},
                 "quantization": {"inputs": [0, 0, 8]},
-                "training": {**TRAINING, "optimizer": self.optimizer},
+                "training": {**TRAINING, **self.training},
                 "phases": {"training": {"epochs": EPOCHS}, "fine_tuning": {"epochs": FINE_TUNING}},
             }
         )
@@ -71,14 +71,14 @@ class Case:
 
 METHODS = {
     "magnitude": Case("magnitude"),
-    "activation_pruning": Case("activation_pruning", sparsity=None),
-    "autosparse": Case("autosparse"),
+    "activation_pruning": Case("activation_pruning", {"start_epoch": 4}, sparsity=None),
+    "autosparse": Case("autosparse", training={"rates": {"threshold": 10}}),
     "cs": Case("cs"),
-    "dst": Case("dst"),
+    "dst": Case("dst", {"threshold_type": "weightwise"}),
     "mdmm": Case("mdmm", {"constraint": "LessThanOrEqual"}),
     "pdp": Case("pdp", {"epsilon": 0.05}),
     "wanda": Case("wanda", {"start_epoch": 8}),
-    "p_norm": Case(None, sparsity=None, optimizer={"name": "padam", "options": {"lambda_p": 0.1}}),
+    "p_norm": Case(None, sparsity=None, training={"optimizer": {"name": "padam", "options": {"lambda_p": 0.1}}}),
 }
 STRUCTURES = {
     "single weights": Case("magnitude", sparsity=0.5),
@@ -196,7 +196,7 @@ def share_curves(axis: Any, masks: Sequence[Masks], plan: Schedule) -> tuple[lis
     # The colours that the pictures do not use.
     for name, colour in zip(masks[0], figure.COLOURS[2:4] + figure.COLOURS[5:], strict=False):
         handles += axis.plot(epochs, [100 * (1 - mask[name].mean()) for mask in masks], color=colour, linewidth=1.1)
-        names.append(f"{name} ({' × '.join(map(str, masks[0][name].shape))})")
+        names.append(f"{name} ({' x '.join(map(str, masks[0][name].shape))})")
     total = [100 * (1 - sum(m.sum() for m in mask.values()) / sum(m.size for m in mask.values())) for mask in masks]
     handles += axis.plot(epochs, total, color="#9b9fa6", linewidth=3.2, zorder=1.9)
     names.append("all layers")
@@ -206,7 +206,10 @@ def share_curves(axis: Any, masks: Sequence[Masks], plan: Schedule) -> tuple[lis
         handles += axis.plot(epochs, 100 * np.array(steps), color="#222222", linestyle=(0, (3, 2)), linewidth=1.1)
         names.append(aim[1])
     axis.axvspan(EPOCHS + 0.5, len(masks) + 0.5, color=figure.COLOURS[3], alpha=0.11, linewidth=0)
-    axis.text(EPOCHS + 0.7, 98, "fine-tuning:\nmasks frozen" if plan.method else "fine-tuning", va="top")
+    free = np.sort([0, 100, *(line.get_ydata()[-1] for line in handles)])
+    widest = int(np.argmax(np.diff(free)))
+    words = "fine-tuning:\nmasks frozen" if plan.method else "fine-tuning"
+    axis.text(EPOCHS + 0.7, free[widest : widest + 2].mean(), words, va="center")
     for epoch in SHOWN:
         axis.axvline(epoch, color="#222222", linewidth=0.5, alpha=0.35, linestyle=":")
     axis.set_xlim(0.5, len(masks) + 0.5)
@@ -233,7 +236,7 @@ def saved(name: str, height: float) -> Iterator[Figure]:
     """A figure to fill, written to the folder of plots."""
     with style.context(["default", {**STYLE, "svg.hashsalt": f"pqc {name}"}]):
         canvas = Figure(figsize=(figure.WIDTH, height), layout="constrained")
-        canvas.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
+        canvas.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
         yield canvas
         canvas.savefig(HERE / "plots" / f"{name}.svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
