@@ -18,8 +18,9 @@ from pqc import data, graph, layers, masking, metrics, pipeline, schedule, workf
 from pqc.errors import Interrupted, TrainingError
 from pqc.models import TABLE
 from pqc.training import state as checkpoints
+from pqc.training.segments import segments
 from pqc.training.stages import Stage, values_of
-from pqc.training.trainer import CHECKPOINT, Trainer, segments
+from pqc.training.trainer import CHECKPOINT, Trainer
 from pqc.workflows.compression import NORMALIZE, compress, finalize
 
 ROWS = 2000

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,13 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from pqc import curves, engine, graph, interrupts, masking, metrics
+from pqc import curves, graph, interrupts, masking, metrics
 from pqc.data import Dataset
 from pqc.errors import Interrupted, TrainingError
-from pqc.schedule import Constraint, Phase, Schedule
+from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
 from pqc.training.calibration import calibrate
+from pqc.training.diagnosis import first_not_finite
 from pqc.training.events import Events
+from pqc.training.segments import Segment, check_length, control_curves, keeps, segments
 from pqc.training.stages import Stage, set_values, values_of
 from pqc.training.state import TrainingState
 
@@ -34,48 +35,11 @@ RUNAWAY = 1e6
 """A weight or bias beyond this is lost: saturating quantizers would hide it from the loss."""
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of epochs with one graph: a stage, the round of training it belongs to, and its phase."""
-
-    stage: str
-    round: int
-    epochs: int
-    learning_rate: curves.Curve
-    rates: dict[str, curves.Curve]
-    phase: Phase
-
-
 class Progress(Protocol):
     """Who is told how training goes."""
 
     def epoch(self, record: dict[str, Any], done: int, total: int) -> None:
         """An epoch ended; `record` is its line of the history."""
-
-
-def segments(schedule: Schedule) -> list[Segment]:
-    """The stretches of a schedule, in order; those without epochs are left out."""
-    phases = schedule.phases
-    plan: list[tuple[str, int, Phase]] = [("pretraining", 0, phases.pretraining)]
-    if phases.calibration.batches:
-        plan.append(("calibration", 0, Phase(epochs=1)))
-    plan += [("training", number, phases.training) for number in range(phases.training.rounds)]
-    plan += [("fine-tuning", 0, phases.fine_tuning)]
-    return [_segment(schedule, *part) for part in plan if part[2].epochs]
-
-
-def _segment(schedule: Schedule, stage: str, number: int, phase: Phase) -> Segment:
-    training = schedule.training
-    rate = training.learning_rate if phase.learning_rate is None else phase.learning_rate
-    rates = training.rates if phase.rates is None else phase.rates
-    return Segment(
-        stage,
-        number,
-        phase.epochs,
-        curves.parse(rate),
-        {role: curves.parse(curve) for role, curve in rates.items()},
-        phase,
-    )
 
 
 class Trainer:
@@ -120,43 +84,10 @@ class Trainer:
         self.events = Events(compressible)
         self.frozen: ir.Model | None = None
         self.inputs, self.target = data.train.all()
-        self._check_length()
+        check_length(schedule, self._steps_per_epoch() * schedule.training.accumulate)
         self.state = TrainingState(values_of(compressible), {}, fingerprint=fingerprint)
-        self._controls = _control_curves(schedule)
+        self._controls = control_curves(schedule)
         self._approach = curves.cubic(0, 1, 0, APPROACH)
-
-    def _check_length(self) -> None:
-        """Refuse a run that ends before its masks are found.
-
-        Raises:
-            TrainingError: says how many epochs or batches are needed.
-        """
-        phase, batches = self.schedule.phases.training, self.schedule.phases.calibration.batches
-        if self.method is None:
-            return
-        per_epoch = self._steps_per_epoch() * self.schedule.training.accumulate
-        if batches > per_epoch:
-            raise TrainingError(
-                f"there are {per_epoch} batches to calibrate on, not {batches}",
-                at="phases.calibration.batches",
-                hint="lower it, or training.batch",
-            )
-        # Masks that are chosen when an epoch begins are chosen right after calibration.
-        budget = self.method.budget()
-        late = budget is not None and budget.when == "epoch"
-        if batches and not phase.epochs and self.method.needed_epochs(batches) > 1 + late:
-            raise TrainingError(
-                f"{batches} batches are too few for the masks to be found",
-                at="phases.calibration.batches",
-                hint="calibrate on more, or lower pruning.options.batches or start_epoch",
-            )
-        needed = self.method.needed_epochs(per_epoch)
-        if not batches and needed > phase.epochs * phase.rounds > 0:
-            raise TrainingError(
-                f"the masks would never be found: they need {needed} epochs of {per_epoch} batches",
-                at="phases.training.epochs",
-                hint="train longer, or lower pruning.options.start_epoch or batches",
-            )
 
     def resume(self) -> None:
         """Go back to where the checkpoint stands.
@@ -231,7 +162,7 @@ class Trainer:
             teacher=self.teacher,
         )
         probe = metrics.Probe(self._model())
-        while not self._is_over(segment):
+        while not segment.is_over(self._records()):
             interrupts.check()
             self._maybe_snapshot(segment)
             self._epoch(stage, segment, probe)
@@ -251,18 +182,6 @@ class Trainer:
         if not self.schedule.phases.training.epochs:
             self._harden(controls)
         checkpoints.save(self.state, self.path)
-
-    def _is_over(self, segment: Segment) -> bool:
-        """Whether the segment has all its epochs, or its validation loss has stopped falling."""
-        done = self.state.position.epochs
-        stopping = segment.phase.early_stopping
-        if done >= segment.epochs or stopping is None:
-            return done >= segment.epochs
-        losses = [record["validation_loss"] for record in self.state.history[len(self.state.history) - done :]]
-        best = 0
-        for epoch, loss in enumerate(losses):
-            best = epoch if loss < losses[best] - stopping.min_delta else best
-        return done - 1 - best >= stopping.patience
 
     def _restart_moments(self, stage: str) -> None:
         """Forget the optimizer's moments where a stage brings new parameters: their bias correction starts at one."""
@@ -338,15 +257,19 @@ class Trainer:
         self.state.steering = self.state.steering.after(missing, 1 / MEASUREMENTS)
         stage.set_controls(self._controls_at(segment, epoch))
 
+    def _records(self) -> list[dict[str, Any]]:
+        """The history of the segment so far."""
+        return self.state.history[len(self.state.history) - self.state.position.epochs :]
+
     def _keep_best(self, segment: Segment) -> None:
         """Remember the parameters if this epoch is the best of its segment so far that keeps the constraint."""
         if segment.phase.select != "best":
             return
-        records = self.state.history[len(self.state.history) - self.state.position.epochs :]
+        records = self._records()
         name = metrics.metric_name(self.schedule.training.loss)
-        eligible = [record[name] for record in records if _keeps(segment.phase.constraint, record)]
+        eligible = [record[name] for record in records if keeps(segment.phase.constraint, record)]
         last = records[-1]
-        if _keeps(segment.phase.constraint, last) and last[name] >= max(eligible):
+        if keeps(segment.phase.constraint, last) and last[name] >= max(eligible):
             self.state.best = {name: array.copy() for name, array in self.state.values.items()}
 
     def _check_parameters(self, stage: Stage) -> None:
@@ -449,30 +372,3 @@ class Trainer:
             at=f"epoch {epoch} ({stage.name}), step {index + 1} of {self._steps_per_epoch()}",
             hint="lower training.learning_rate, or look for huge inputs",
         )
-
-
-def first_not_finite(model: ir.Model, feeds: dict[str, np.ndarray]) -> str | None:
-    """The first node of the graph whose result holds NaN or infinity on `feeds`, by name and operator."""
-    trial = graph.copy(model)
-    nodes = list(trial.graph)
-    trial.graph.outputs[:] = [
-        output for node in nodes for output in node.outputs if output.name and output.dtype == ir.DataType.FLOAT
-    ]
-    found = engine.evaluate(trial, feeds)
-    for node in nodes:
-        if any(output.name in found and not np.isfinite(found[output.name]).all() for output in node.outputs):
-            return f"{node.op_type} '{node.name}'"
-    return None
-
-
-def _control_curves(schedule: Schedule) -> dict[str, curves.Curve]:
-    if schedule.method is None:
-        return {}
-    texts = {**schedule.method.controls(), **schedule.controls}
-    return {name: curves.parse(text) for name, text in texts.items()}
-
-
-def _keeps(constraint: Constraint, record: dict[str, Any]) -> bool:
-    """Whether an epoch's record keeps the constraint of its phase."""
-    sparse = constraint.sparsity is None or 1 - record["keep_ratio"] >= constraint.sparsity
-    return sparse and (constraint.ebops is None or record["ebops"] <= constraint.ebops)

@@ -14,7 +14,7 @@ from pqc.errors import PqcError
 from pqc.functions.losses import LOSSES
 from pqc.functions.optimizers import OPTIMIZERS
 from pqc.schedule import Phase, Schedule
-from pqc.training.trainer import Segment, segments
+from pqc.training.segments import Segment, segments
 from pqc.yaml_file import Note
 
 FINE = 1000

@@ -35,7 +35,7 @@ class Row:
 
     label: str
     kind: str
-    settings: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict, hash=False)
     pattern: bool = False
 
 

@@ -1,0 +1,109 @@
+"""The stretches of a schedule in order, and what can be said of them before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pqc import curves
+from pqc.errors import TrainingError
+from pqc.schedule import Constraint, Phase, Schedule
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of epochs with one graph: a stage, the round of training it belongs to, and its phase."""
+
+    stage: str
+    round: int
+    epochs: int
+    learning_rate: curves.Curve
+    rates: dict[str, curves.Curve]
+    phase: Phase
+
+    def is_over(self, records: list[dict[str, Any]]) -> bool:
+        """Whether all epochs are done, or the validation loss has stopped falling; `records` are the epochs so far."""
+        stopping = self.phase.early_stopping
+        if len(records) >= self.epochs or stopping is None:
+            return len(records) >= self.epochs
+        losses = [record["validation_loss"] for record in records]
+        best = 0
+        for epoch, loss in enumerate(losses):
+            best = epoch if loss < losses[best] - stopping.min_delta else best
+        return len(losses) - 1 - best >= stopping.patience
+
+
+def segments(schedule: Schedule) -> list[Segment]:
+    """The stretches of a schedule, in order; those without epochs are left out."""
+    phases = schedule.phases
+    plan: list[tuple[str, int, Phase]] = [("pretraining", 0, phases.pretraining)]
+    if phases.calibration.batches:
+        plan.append(("calibration", 0, Phase(epochs=1)))
+    plan += [("training", number, phases.training) for number in range(phases.training.rounds)]
+    plan += [("fine-tuning", 0, phases.fine_tuning)]
+    return [_segment(schedule, *part) for part in plan if part[2].epochs]
+
+
+def _segment(schedule: Schedule, stage: str, number: int, phase: Phase) -> Segment:
+    training = schedule.training
+    rate = training.learning_rate if phase.learning_rate is None else phase.learning_rate
+    rates = training.rates if phase.rates is None else phase.rates
+    return Segment(
+        stage,
+        number,
+        phase.epochs,
+        curves.parse(rate),
+        {role: curves.parse(curve) for role, curve in rates.items()},
+        phase,
+    )
+
+
+def control_curves(schedule: Schedule) -> dict[str, curves.Curve]:
+    """The annealed scalars of the method."""
+    if schedule.method is None:
+        return {}
+    texts = {**schedule.method.controls(), **schedule.controls}
+    return {name: curves.parse(text) for name, text in texts.items()}
+
+
+def keeps(constraint: Constraint, record: dict[str, Any]) -> bool:
+    """Whether an epoch's record keeps the constraint of its phase."""
+    sparse = constraint.sparsity is None or 1 - record["keep_ratio"] >= constraint.sparsity
+    return sparse and (constraint.ebops is None or record["ebops"] <= constraint.ebops)
+
+
+def check_length(schedule: Schedule, per_epoch: int) -> None:
+    """Refuse a run that ends before its masks are found.
+
+    Args:
+        schedule: the plan.
+        per_epoch: batches in an epoch.
+
+    Raises:
+        TrainingError: says how many epochs or batches are needed.
+    """
+    phase, batches = schedule.phases.training, schedule.phases.calibration.batches
+    if schedule.method is None:
+        return
+    if batches > per_epoch:
+        raise TrainingError(
+            f"there are {per_epoch} batches to calibrate on, not {batches}",
+            at="phases.calibration.batches",
+            hint="lower it, or training.batch",
+        )
+    # Masks that are chosen when an epoch begins are chosen right after calibration.
+    budget = schedule.method.budget()
+    late = budget is not None and budget.when == "epoch"
+    if batches and not phase.epochs and schedule.method.needed_epochs(batches) > 1 + late:
+        raise TrainingError(
+            f"{batches} batches are too few for the masks to be found",
+            at="phases.calibration.batches",
+            hint="calibrate on more, or lower pruning.options.batches or start_epoch",
+        )
+    needed = schedule.method.needed_epochs(per_epoch)
+    if not batches and needed > phase.epochs * phase.rounds > 0:
+        raise TrainingError(
+            f"the masks would never be found: they need {needed} epochs of {per_epoch} batches",
+            at="phases.training.epochs",
+            hint="train longer, or lower pruning.options.start_epoch or batches",
+        )
