@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow bench method-table lint docs clean
+.PHONY: demo test test-slow bench method-table lint docs plots clean
 
 demo: $(VENV)/ready
 	$(BIN)/pqc run jet_tagger --schedule cs-demo --out build/demo
@@ -39,6 +39,9 @@ lint: $(VENV)/dev
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/generate.py
+
+plots: $(VENV)/ready
+	$(BIN)/python docs/plot_masks.py
 
 $(VENV)/ready: pyproject.toml
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \

@@ -106,7 +106,14 @@ CLIP_BY_NORM = Operator(ClipByNorm)
 
 @dataclass(frozen=True)
 class AdamOptimizer:
-    """Adam (Kingma & Ba, 2015), with L2 decay in the gradient as in `torch.optim.Adam`."""
+    """Adam (Kingma & Ba, 2015), with L2 decay in the gradient as in `torch.optim.Adam`.
+
+    Args:
+        beta1: how much of the gradient's mean stays in a step.
+        beta2: how much of its mean square stays.
+        epsilon: keeps the quotient finite.
+        weight_decay: the strength of the L2 decay.
+    """
 
     operator: ClassVar[Operator] = Operator(Adam)
     slots: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
@@ -153,7 +160,13 @@ class AdamWOptimizer(AdamOptimizer):
 
 @dataclass(frozen=True)
 class SGDOptimizer:
-    """Stochastic gradient descent with momentum, as in `torch.optim.SGD` without dampening."""
+    """Stochastic gradient descent with momentum, as in `torch.optim.SGD` without dampening.
+
+    Args:
+        momentum: how much of the last direction stays in a step.
+        nesterov: look ahead by one step.
+        weight_decay: the strength of the L2 decay.
+    """
 
     operator: ClassVar[Operator] = Operator(SGD)
     slots: ClassVar[tuple[str, ...]] = ("first_moment",)
@@ -184,7 +197,13 @@ PULL = Operator(Proximal)
 
 @dataclass(frozen=True)
 class PAdamOptimizer(AdamOptimizer):
-    """Adam, then the p-norm's pull of strength lambda_p on the weights (arXiv 2404.10824); p = 1 shrinks softly."""
+    """Adam, then the p-norm's pull on the weights (arXiv 2404.10824).
+
+    Args:
+        weight_decay: leave it at 0; the pull takes its place.
+        p: which norm: 2 is the usual decay, 1 a soft shrinkage, less is harder on small weights.
+        lambda_p: the strength of the pull.
+    """
 
     decayed: ClassVar[tuple[str, ...] | None] = ("weight",)
     pull: ClassVar[Operator | None] = PULL
@@ -200,7 +219,13 @@ class PAdamOptimizer(AdamOptimizer):
 
 @dataclass(frozen=True)
 class PSGDOptimizer(SGDOptimizer):
-    """Stochastic gradient descent with momentum, then the p-norm's pull on the weights (arXiv 2404.10824)."""
+    """Stochastic gradient descent with momentum, then the p-norm's pull on the weights (arXiv 2404.10824).
+
+    Args:
+        weight_decay: leave it at 0; the pull takes its place.
+        p: which norm: 2 is the usual decay, 1 a soft shrinkage, less is harder on small weights.
+        lambda_p: the strength of the pull.
+    """
 
     decayed: ClassVar[tuple[str, ...] | None] = ("weight",)
     pull: ClassVar[Operator | None] = PULL

@@ -82,9 +82,13 @@ THRESHOLD_OPERATOR, CHOICE_OPERATOR = Operator(ActivationEndOfEpoch), Operator(A
 class ActivationPruningMethod(Method):
     """Prune outputs that are positive in too small a share of the samples, before their activation function.
 
-    `start_epoch` counts epochs since the last measurement and `batches` steps, which the reference calls
-    t_start_collecting_batch and t_delta. A `sparsity` above zero prunes so large a share by rank instead of by
-    `threshold`. Biases stay, so a pruned output gives a constant.
+    Args:
+        threshold: an output goes if it is positive in no larger share of the samples.
+        sparsity: above 0, the share of the weights whose outputs go by rank, whatever `threshold` says.
+        batches: how many steps a measurement takes.
+        start_epoch: how many epochs pass before a measurement begins, the first one and each after it.
+        scope: with `sparsity`: `global` ranks the outputs of all layers together; with `layer` each layer loses the
+            same share.
     """
 
     title: ClassVar[str] = "activation_pruning"

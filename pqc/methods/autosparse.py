@@ -83,8 +83,15 @@ PENALTY_OPERATOR = Operator(AutoSparsePenalty, AutoSparsePenaltyGrad, arguments=
 class AutoSparseMethod(Method):
     """Shrink weights by a trained threshold, with a gradient for pruned weights that fades.
 
-    `pressure` raises the thresholds; the reference leaves that to the optimizer's weight decay. With
-    `shrink` the weights keep the shrinkage when masks freeze; the reference takes it off, so that the network jumps.
+    Args:
+        alpha: what part of its gradient a pruned weight gets at first; it fades by the control `alpha`.
+        alpha_reset_epoch: after this epoch of a round pruned weights get none.
+        backward_sparsity: let only the larger half of |w| - sigmoid(t) in a layer pass a gradient.
+        threshold_init: the first t; the threshold on |w| is its sigmoid, 0.0067 for -5.
+        threshold_type: one t for each layer (`layerwise`), output (`channelwise`) or weight (`weightwise`).
+        pressure: the weight of the penalty that raises the thresholds; 0 leaves the penalty out.
+        shrink: keep the weights shrunk by their threshold when masks freeze, instead of giving the kept ones their
+            full size.
     """
 
     title: ClassVar[str] = "autosparse"

@@ -61,7 +61,10 @@ END_OF_ROUND_OPERATOR = Operator(ContinuousSparsificationEndOfRound)
 class ContinuousSparsificationMethod(Method):
     """Learn a gate per weight whose sigmoid hardens as beta grows.
 
-    The reference multiplies beta after each epoch, the last included, so a round ends at final_temp^(E/(E-1)).
+    Args:
+        final_temp: beta in the last epoch of a round; it starts at 1.
+        threshold_init: s at the start; a positive one keeps what training does not push down.
+        threshold_decay: the weight of the penalty, the sum of all masks; 0 leaves the penalty out.
     """
 
     title: ClassVar[str] = "cs"

@@ -69,8 +69,11 @@ UPDATE_OPERATOR = Operator(DynamicSparseUpdate)
 class DynamicSparseTrainingMethod(Method):
     """Train thresholds on |w|, with a long-tailed estimate for the step's gradient.
 
-    The thresholds start at threshold_init, which the reference ignores; an over-pruned layer's are reset to zero for
-    the step that follows, where the reference does it within the step.
+    Args:
+        alpha: the weight of the penalty that raises the thresholds.
+        max_pruning_pct: where a layer has lost this share of its weights, its thresholds go back to 0.
+        threshold_init: the thresholds at the start.
+        threshold_type: one threshold for each layer (`layerwise`), output (`channelwise`) or weight (`weightwise`).
     """
 
     title: ClassVar[str] = "dst"

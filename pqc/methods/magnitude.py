@@ -88,9 +88,13 @@ STORED = Operator(Magnitude)
 class MagnitudeMethod(Method):
     """Prune the smallest weights, outputs or input channels.
 
-    `when` is `start` (one shot before training), `gradual` (the share grows along the control `ramp`, and the mask is
-    chosen anew before each epoch) or `end` (one shot when training is over). A `pattern` such as 2:4 keeps two of
-    every four neighbours instead of a share.
+    Args:
+        sparsity: the share of the weights to prune.
+        structure: what goes: `none` single weights, `output` whole outputs, `input` whole input channels.
+        pattern: 2:4 keeps two of every four neighbours, whatever `sparsity` says.
+        scope: `global` ranks the units of all layers together; with `layer` each layer loses the same share.
+        when: the mask is chosen once before training (`start`), before each epoch for a share that grows along the
+            control `ramp` (`gradual`), or once when training is over (`end`).
     """
 
     title: ClassVar[str] = "magnitude"

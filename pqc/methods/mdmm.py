@@ -57,19 +57,26 @@ class MDMMMethod(Method):
     """Draw weights to zero by a constraint on each layer, whose multiplier grows while the constraint is broken.
 
     The penalty is scale (lambda I + damping I²/2); I says how far the metric is from `target_value` on the wrong side.
-    UnstructuredSparsity: (target_sparsity² - l0²) times the mean (`scale_mode=sum`: the sum) of |w|, where l0 is the
-    share of zeros. StructuredSparsity: the share of zero blocks of `rf` neighbouring inputs of an output.
-    FPGAAwareSparsity: the same for blocks of as many times `rf` inputs as words of `precision` bits share a word of
-    `memory`, or two words of it where one does not divide. PACAPattern: the mean distance of the kernels from the
-    layer's own dominant patterns, always to be 0.
 
-    Zero is what has a norm up to `epsilon` (`l0_mode=coarse`), or to the degree exp(-100 norm²) (`smooth`), which draws
-    on norms up to about 0.2 and leaves most of the cut to a sparsity target.
-    Other than the reference, masks freeze when training ends, instead of being computed anew in fine-tuning.
-    Other than the reference, structured metrics have a gradient, with `smooth`; with `coarse` they only cut.
-    Other than the reference, `use_grad` is left out: there the optimizer lowers the multiplier instead of raising it.
-    Of the patterns' distances only valued_hamming has a gradient; the others leave the patterns to the cut.
-    Equality with the unstructured metric shrinks weights past the target too; LessThanOrEqual stops there.
+    Args:
+        constraint: which side of `target_value` is wrong: both (`Equality`), above (`LessThanOrEqual`) or below
+            (`GreaterThanOrEqual`).
+        target_value: what the metric is compared with.
+        metric: `UnstructuredSparsity`, `StructuredSparsity`, `FPGAAwareSparsity` or `PACAPattern`.
+        target_sparsity: of UnstructuredSparsity, the share of zeros at which the metric is 0.
+        rf: the reuse factor: how many neighbouring inputs of an output make a block of the structured metrics.
+        epsilon: the largest norm that counts as zero, when masks freeze and in `coarse` metrics.
+        scale: multiplies penalty and multiplier's rate.
+        damping: the weight of the quadratic part.
+        l0_mode: zeros are counted by `epsilon` (`coarse`), or as the mean of exp(-100 norm²) (`smooth`).
+        scale_mode: of UnstructuredSparsity: the `mean` of |w|, or the `sum`.
+        constraint_lr: how fast the multiplier grows.
+        precision: of FPGAAwareSparsity, the bits of a weight.
+        memory: of FPGAAwareSparsity, what a block fills: a `DSP` or a word of `BRAM`.
+        bram_width: of FPGAAwareSparsity, the bits of a word of BRAM.
+        num_patterns: of PACAPattern, the most patterns that count as dominant.
+        beta: of PACAPattern, the share of kernels that the dominant patterns cover.
+        distance: of PACAPattern: differing places weighted by |w| (`valued_hamming`) or not (`hamming`), or `cosine`.
     """
 
     title: ClassVar[str] = "mdmm"

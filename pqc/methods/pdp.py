@@ -141,9 +141,13 @@ SOFT_PATTERN, HARD_PATTERN = Operator(SoftPattern, inline=True), Operator(HardPa
 class PDPMethod(Method):
     """Let a soft mask follow from each weight's rank, with no parameters of its own.
 
-    The count is exact, where the reference is off by one near nothing and all; `structure` prunes whole outputs or
-    input channels, and `pattern` keeps, say, 2:4, which the reference lacks. Masks freeze as they are in the last
-    epoch; the reference keeps those of the epoch's end.
+    Args:
+        epsilon: what the control `ramp` gains in an epoch: 1/epsilon epochs until the whole share is pruned.
+        sparsity: the share of the weights to prune.
+        temperature: how soft the mask is: it changes within about temperature/(2t) around the threshold t.
+        structure: what goes: `none` single weights, `output` whole outputs, `input` whole input channels.
+        pattern: 2:4 keeps two of every four neighbours, whatever `sparsity` says.
+        scope: `global` ranks the units of all layers together; with `layer` each layer loses the same share.
     """
 
     title: ClassVar[str] = "pdp"

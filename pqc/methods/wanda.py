@@ -114,8 +114,13 @@ STATES = ("mask", "squares", "count", "epochs", "prune")
 class WandaMethod(Method):
     """Prune once, where |weight| times the norm of its input is smallest.
 
-    `start_epoch` counts epochs of training and `batches` steps, which the reference calls t_start_collecting_batch and
-    t_delta; `pattern` says how many remain, where the reference's N counts what goes.
+    Args:
+        sparsity: the share of the weights to prune.
+        pattern: 2:4 keeps two of every four neighbours, whatever `sparsity` says.
+        batches: how many steps the inputs are measured for.
+        start_epoch: how many epochs of training pass before that.
+        scope: `global` shares the budget out by ranking |w| of all layers together; with `layer` each layer loses the
+            same share.
     """
 
     title: ClassVar[str] = "wanda"
