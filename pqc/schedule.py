@@ -157,6 +157,7 @@ class OptimizerSection(Section):
     def _options_exist(self) -> OptimizerSection:
         known = [one.name for one in fields(OPTIMIZERS[self.name])]
         _refuse_unknown(self.options, known, f"'{self.name}' has no option")
+        OPTIMIZERS[self.name](**self.options)
         return self
 
 
@@ -267,13 +268,23 @@ class Schedule(Section):
 
     name: str = ""
     description: str = ""
-    target: Target = Target()
     pruning: Pruning = Pruning()
+    target: Annotated[Target, Field(validate_default=True)] = Target()
     quantization: Quantization | None = Quantization()
     training: Training = Training()
     distill: Distill | None = None
     controls: dict[str, Curve] = {}
     phases: Annotated[Phases, Field(validate_default=True)] = Phases()
+
+    @field_validator("target")
+    @classmethod
+    def _target_fits(cls, target: Target, info: ValidationInfo) -> Target:
+        pruning = info.data.get("pruning")
+        if pruning is not None:
+            if target.sparsity is not None and pruning.method is None:
+                raise ValueError("a sparsity target needs a pruning method")
+            _aimed(pruning, target)
+        return target
 
     @field_validator("phases")
     @classmethod
@@ -304,6 +315,10 @@ class Schedule(Section):
     def _controls_exist(cls, controls: dict[str, Curve], info: ValidationInfo) -> dict[str, Curve]:
         method = _method(info)
         _refuse_unknown(controls, list(method.controls()) if method else [], "no control")
+        if method and method.strength in controls and method.penalty() is None:
+            raise ValueError(
+                f"'{method.strength}' is zero in pruning.options, so there is no penalty; give it there too"
+            )
         return controls
 
     @cached_property

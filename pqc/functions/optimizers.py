@@ -195,6 +195,11 @@ class SGDOptimizer:
 PULL = Operator(Proximal)
 
 
+def _refuse_decay(weight_decay: float) -> None:
+    if weight_decay:
+        raise ValueError("the p-norm's pull is the decay: give lambda_p and leave weight_decay at 0")
+
+
 @dataclass(frozen=True)
 class PAdamOptimizer(AdamOptimizer):
     """Adam, then the p-norm's pull on the weights (arXiv 2404.10824).
@@ -210,6 +215,9 @@ class PAdamOptimizer(AdamOptimizer):
 
     p: float = 1.0
     lambda_p: float = 0.01
+
+    def __post_init__(self) -> None:
+        _refuse_decay(self.weight_decay)
 
     @property
     def decay(self) -> float:
@@ -232,6 +240,9 @@ class PSGDOptimizer(SGDOptimizer):
 
     p: float = 1.0
     lambda_p: float = 0.01
+
+    def __post_init__(self) -> None:
+        _refuse_decay(self.weight_decay)
 
     @property
     def decay(self) -> float:

@@ -36,12 +36,14 @@ def ActivationScore(activity: FLOAT, mask: FLOAT) -> FLOAT:
 @script(UPDATE, default_opset=op)
 def ActivationUpdate(
     output: FLOAT,
+    mask: FLOAT,
     activity: FLOAT,
     total: FLOAT,
     count: FLOAT,
     epochs: FLOAT,
     batches: float = 50.0,
     start_epoch: float = 0.0,
+    by_rank: int = 0,
 ):
     """Add up how often outputs are positive; after so many batches their mean is the activity, and all starts anew."""
     now = op.Cast(epochs >= op.Constant(value_float=start_epoch), to=1)
@@ -49,7 +51,11 @@ def ActivationUpdate(
     added = total + now * positive
     after = count + now
     ready = op.Cast(after >= op.Constant(value_float=batches), to=1)
-    measured = ready * (added / op.Max(after, 1.0)) + (1.0 - ready) * activity
+    if op.Constant(value_int=by_rank) == 1:
+        new = ready * op.Reshape(mask, op.Shape(activity))
+    else:
+        new = op.Expand(ready, op.Shape(activity))
+    measured = new * (added / op.Max(after, 1.0)) + (1.0 - new) * activity
     going = 1.0 - ready
     return measured, added * going, after * going, epochs * going
 
@@ -101,7 +107,7 @@ class ActivationPruningMethod(Method):
     sparsity: float = 0.0
     batches: int = 50
     start_epoch: int = 0
-    scope: str = "global"
+    scope: str = "auto"
 
     def __post_init__(self) -> None:
         check_share("threshold", self.threshold)
@@ -124,7 +130,7 @@ class ActivationPruningMethod(Method):
 
     def update(self) -> Call | None:
         states = ("activity", "total", "count", "epochs")
-        return Call(UPDATE_OPERATOR, ("output", *states), sets=states)
+        return Call(UPDATE_OPERATOR, ("output", "mask", *states), sets=states)
 
     def begin_of_epoch(self) -> Call | None:
         return Call(CHOICE_OPERATOR, ("mask", "activity", "prune"), sets=("mask",)) if self.sparsity else None
@@ -155,4 +161,5 @@ class ActivationPruningMethod(Method):
         return {"threshold": f"{self.threshold:g}"}
 
     def attributes(self) -> dict[str, Attribute]:
-        return {"batches": float(self.batches), "start_epoch": float(self.start_epoch)}
+        counts = {"batches": float(self.batches), "start_epoch": float(self.start_epoch)}
+        return {**counts, "by_rank": int(self.sparsity > 0)}

@@ -15,10 +15,12 @@ from pqc.method import Attribute, Budget, Call, Curve, Method, State
 from pqc.methods.structure import (
     STORED_MASK,
     check_choice,
+    check_no_pattern,
     check_pattern_fits,
     check_share,
     check_structure,
     pattern_attributes,
+    resolve_scope,
 )
 
 
@@ -103,7 +105,7 @@ class MagnitudeMethod(Method):
     sparsity: float = 0.8
     structure: str = "none"
     pattern: str = ""
-    scope: str = "global"
+    scope: str = "auto"
     when: str = "gradual"
 
     def __post_init__(self) -> None:
@@ -137,9 +139,10 @@ class MagnitudeMethod(Method):
 
     def budget(self) -> Budget | None:
         when = {"start": "training", "gradual": "epoch", "end": "end"}[self.when]
-        return None if self.pattern else Budget(self.sparsity, self.scope, when)  # type: ignore[arg-type]
+        return None if self.pattern else Budget(self.sparsity, resolve_scope(self.scope, self.structure), when)  # type: ignore[arg-type]
 
     def aim(self, sparsity: float) -> Method:
+        check_no_pattern(self.pattern)
         return replace(self, sparsity=sparsity)
 
     def states(self) -> tuple[State, ...]:

@@ -12,7 +12,14 @@ from onnxscript import opset21 as op
 from pqc.functions.operator import GRADIENT, MASK, SCORE, Operator
 from pqc.functions.ranking import InputNorms, KeepLargest, KeepOfGroups, OutputNorms
 from pqc.method import Attribute, Budget, Call, Curve, Method, State
-from pqc.methods.structure import check_pattern_fits, check_share, check_structure, pattern_attributes
+from pqc.methods.structure import (
+    check_no_pattern,
+    check_pattern_fits,
+    check_share,
+    check_structure,
+    pattern_attributes,
+    resolve_scope,
+)
 
 
 @script(MASK, default_opset=op)
@@ -163,7 +170,7 @@ class PDPMethod(Method):
     temperature: float = 1e-5
     structure: str = "none"
     pattern: str = ""
-    scope: str = "global"
+    scope: str = "auto"
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
@@ -189,9 +196,10 @@ class PDPMethod(Method):
         return Call(HARD[self.structure], ("weight", "prune", "ramp"))
 
     def budget(self) -> Budget | None:
-        return None if self.pattern else Budget(self.sparsity, self.scope)  # type: ignore[arg-type]
+        return None if self.pattern else Budget(self.sparsity, resolve_scope(self.scope, self.structure))
 
     def aim(self, sparsity: float) -> Method:
+        check_no_pattern(self.pattern)
         return replace(self, sparsity=sparsity)
 
     def states(self) -> tuple[State, ...]:

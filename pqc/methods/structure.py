@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from onnxscript import FLOAT, script
 from onnxscript import opset21 as op
@@ -10,6 +11,7 @@ from onnxscript import opset21 as op
 from pqc.functions.operator import SCORE, Operator
 
 STRUCTURES = ("none", "output", "input")
+SCOPES = ("auto", "global", "layer")
 
 
 @script(SCORE, default_opset=op)
@@ -49,7 +51,7 @@ def check_structure(structure: str, pattern: str, scope: str) -> None:
         ValueError: says which.
     """
     check_choice("structure", structure, STRUCTURES)
-    check_choice("scope", scope, ("global", "layer"))
+    check_choice("scope", scope, SCOPES)
     if pattern:
         parse_pattern(pattern)
         if structure != "none":
@@ -66,6 +68,22 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     if not separator or not kept.isdigit() or not group.isdigit() or not 0 < int(kept) < int(group):
         raise ValueError(f"a pattern is written like 2:4, two of four remain, and not '{pattern}'")
     return int(kept), int(group)
+
+
+def resolve_scope(scope: str, structure: str) -> Literal["global", "layer"]:
+    """Rank single weights of all layers together, and whole outputs or inputs, whose norms depend on size, by layer."""
+    together = scope == "global" or (scope == "auto" and structure == "none")
+    return "global" if together else "layer"
+
+
+def check_no_pattern(pattern: str) -> None:
+    """Refuse a target where a pattern says how much remains.
+
+    Raises:
+        ValueError: there is a pattern.
+    """
+    if pattern:
+        raise ValueError(f"the pattern {pattern} says how much remains; leave the target or the pattern out")
 
 
 def check_pattern_fits(pattern: str, shape: tuple[int, ...]) -> None:

@@ -15,10 +15,12 @@ from pqc.functions.ranking import KeepOfGroups
 from pqc.method import Attribute, Budget, Call, Method, State
 from pqc.methods.structure import (
     STORED_MASK,
+    check_no_pattern,
     check_pattern_fits,
     check_share,
     check_structure,
     pattern_attributes,
+    resolve_scope,
 )
 
 
@@ -137,7 +139,7 @@ class WandaMethod(Method):
     pattern: str = ""
     batches: int = 100
     start_epoch: int = 0
-    scope: str = "global"
+    scope: str = "auto"
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
@@ -161,9 +163,10 @@ class WandaMethod(Method):
         return Call(END_OF_EPOCH, ("epochs",), sets=("epochs",))
 
     def budget(self) -> Budget | None:
-        return None if self.pattern else Budget(self.sparsity, self.scope)  # type: ignore[arg-type]
+        return None if self.pattern else Budget(self.sparsity, resolve_scope(self.scope, "none"))
 
     def aim(self, sparsity: float) -> Method:
+        check_no_pattern(self.pattern)
         return replace(self, sparsity=sparsity)
 
     def needed_epochs(self, steps: int) -> int:
