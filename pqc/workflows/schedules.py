@@ -152,11 +152,11 @@ def timeline(plan: Schedule) -> list[Stretch]:
     found: list[Stretch] = []
     done = 0
     for segment in segments(plan):
+        if segment.stage == "calibration":
+            found.append(_calibration(plan, done))
+            continue
         found.append(_stretch(plan, segment, done))
         done += segment.epochs
-    if plan.phases.calibration.batches:
-        place = next((at for at, one in enumerate(found) if one.phase != "pretraining"), len(found))
-        found.insert(place, _calibration(plan, found[place - 1].last if place else 0))
     return found
 
 
