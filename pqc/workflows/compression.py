@@ -105,7 +105,7 @@ def teacher_of(model: ir.Model, plan: Schedule) -> ir.Model | None:
 
     Args:
         model: the normalized float model of the run, which is the teacher unless the plan names another one.
-        plan: see `pqc.schedule.Distill`.
+        plan: see `pqc.schedule_sections.Distill`.
     """
     if plan.distill is None or plan.distill.teacher is None:
         return None if plan.distill is None else model

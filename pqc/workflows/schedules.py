@@ -13,7 +13,8 @@ from pqc import curves, schedule
 from pqc.errors import PqcError
 from pqc.functions.losses import LOSSES
 from pqc.functions.optimizers import OPTIMIZERS
-from pqc.schedule import Phase, Schedule
+from pqc.schedule import Schedule
+from pqc.schedule_sections import Phase
 from pqc.training.segments import Segment, segments
 from pqc.yaml_file import Note
 
