@@ -121,7 +121,7 @@ def finalize(
     """The clean QONNX graph of a trained one: masks folded, weights on their grid, training parts gone.
 
     Args:
-        model: a trained compressible graph, or a whole training step; not changed.
+        model: a trained compressible graph; not changed.
         verify_each: check each pass.
         shrink: take out the channels that pruning has left without weights.
     """
