@@ -10,7 +10,7 @@ from pqc import graph, layers, library
 from pqc.errors import PassError, UnsupportedError
 from pqc.functions.losses import LOSSES
 from pqc.masking import Builder, masks
-from pqc.names import LOSS, OUTPUTS, TARGET
+from pqc.names import HEAD, LOSS, OUTPUTS, TARGET
 from pqc.options import check_options, nearest
 from pqc.rewriting import Pass
 
@@ -40,10 +40,11 @@ class AttachLoss(Pass):
             raise PassError(f"no loss '{self.loss}'{nearest(self.loss, LOSSES)}", hint=f"losses: {', '.join(LOSSES)}")
         model.metadata_props[OUTPUTS] = json.dumps([value.name for value in main.outputs])
         prediction = logits(main.outputs[0], self.loss)
-        terms = [self._task(main, prediction), *_penalties(main)]
-        total = terms[0]
-        for number, term in enumerate(terms[1:]):
-            total = scalar(main, "Add", [total, term], "", f"loss.sum_{number}")
+        _remember_head(model, prediction)
+        task, builder = self._task(main, prediction), Builder(main)
+        total = task
+        for number, term in enumerate(_penalties(builder)):
+            total = scalar(main, "Add", [total, term], "", f"loss.sum_{number}", builder.names)
         total.name = LOSS
         main.outputs.append(total)
         library.link(model)
@@ -61,7 +62,7 @@ class AttachLoss(Pass):
         main.inputs.append(target)
         domain, operator = LOSSES[self.loss].key
         attributes = self._attributes(domain, operator)
-        return scalar(main, operator, [prediction, target], domain, "loss.task", attributes)
+        return scalar(main, operator, [prediction, target], domain, "loss.task", graph.Names(main), attributes)
 
     def _attributes(self, domain: str, operator: str) -> dict[str, object]:
         known = [attribute.name for attribute in library.bodies()[domain, operator].attribute_proto]
@@ -92,10 +93,19 @@ def logits(output: ir.Value, loss: str) -> ir.Value:
     return output
 
 
-def _penalties(main: ir.Graph) -> list[ir.Value]:
+def _remember_head(model: ir.Model, prediction: ir.Value) -> None:
+    """Note what the loss skips: with the model's own output it goes when the graph is differentiated."""
+    output = model.graph.outputs[0]
+    head = output.producer()
+    if head is not None and output is not prediction:
+        attributes = {name: attribute.value for name, attribute in head.attributes.items()}
+        note = {"operator": head.op_type, "reads": prediction.name, "node": head.name, "attributes": attributes}
+        model.metadata_props[HEAD] = json.dumps(note)
+
+
+def _penalties(builder: Builder) -> list[ir.Value]:
     terms = []
-    builder = Builder(main)
-    for site in list(masks(main)):
+    for site in list(masks(builder.main)):
         call = site.method.penalty()
         if call is not None:
             terms.append(builder.call(site, call, "penalty")[0])
@@ -109,10 +119,10 @@ def scalar(
     inputs: list[ir.Value],
     domain: str,
     name: str,
+    names: graph.Names,
     attributes: dict[str, object] | None = None,
 ) -> ir.Value:
     """The first output, a scalar, of a new last node."""
-    names = graph.Names(main)
     output = ir.val(names.new(f"{name}.out"), ir.DataType.FLOAT, [])
     body = library.bodies().get((domain, operator))
     extra = [ir.val(names.new(f"{name}.{part}")) for part in body.output[1:]] if body is not None else []

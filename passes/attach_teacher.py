@@ -146,19 +146,20 @@ def _check_patterns(whose: str, patterns: dict[str, float], names: dict[str, ir.
 
 def _mix(main: ir.Graph, task: ir.Node, share: float, pairs: list[Pair]) -> None:
     """Put the weighted sum of the task's loss and of the pairs' where the task's loss was."""
-    labels = task.outputs[0]
-    first = total = _weighted(main, labels, share)
+    labels, names = task.outputs[0], graph.Names(main)
+    first = total = _weighted(main, labels, share, names)
     for pair in pairs:
         domain, operator = pair.operator.key
-        term = scalar(main, operator, [pair.student, pair.teacher], domain, "loss.distilled", dict(pair.attributes))
+        inputs, attributes = [pair.student, pair.teacher], dict(pair.attributes)
+        term = scalar(main, operator, inputs, domain, "loss.distilled", names, attributes)
         explain(main[-1], f"compares the {pair.what} of student and teacher")
-        total = scalar(main, "Add", [total, _weighted(main, term, pair.weight)], "", "loss.mixed")
+        total = scalar(main, "Add", [total, _weighted(main, term, pair.weight, names)], "", "loss.mixed", names)
     graph.replace(labels, total)
     node = first.producer()
     assert node is not None
     node.replace_input_with(0, labels)
 
 
-def _weighted(main: ir.Graph, term: ir.Value, weight: float) -> ir.Value:
-    factor = graph.add_initializer(main, graph.Names(main).new("loss.share"), np.array(weight, np.float32))
-    return scalar(main, "Mul", [term, factor], "", "loss.weighted")
+def _weighted(main: ir.Graph, term: ir.Value, weight: float, names: graph.Names) -> ir.Value:
+    factor = graph.add_initializer(main, names.new("loss.share"), np.array(weight, np.float32))
+    return scalar(main, "Mul", [term, factor], "", "loss.weighted", names)

@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, library
-from pqc.names import BUFFERS, LAYOUT, OUTPUTS, TARGET, TEACHER, THETA, UPDATED, layout
+from pqc.errors import PassError
+from pqc.names import BUFFERS, HEAD, LAYOUT, OUTPUTS, TARGET, TEACHER, THETA, UPDATED, layout
 from pqc.rewriting import Pass
 
 
@@ -17,7 +18,8 @@ class StripTraining(Pass):
     """Remove loss, teacher, gradients, optimizer, theta, function bodies.
 
     A graph with a loss or a whole training step → the network with its own inputs, outputs and initializers.
-    Leaves Quant nodes and learned masks; freeze-masks and fold-masks take those.
+    Leaves Quant nodes and learned masks; freeze-masks and fold-masks take those. It does not take back lower-quant and
+    batch-parameters, nor what differentiate left out of a model with several outputs.
     """
 
     title: ClassVar[str] = "strip-training"
@@ -32,18 +34,42 @@ class StripTraining(Pass):
         for value in spare:
             main.inputs.remove(value)
         changed += len(spare) + library.unlink(model)
-        for key in (OUTPUTS, LAYOUT, UPDATED, TEACHER):
+        for key in (OUTPUTS, HEAD, LAYOUT, UPDATED, TEACHER):
             changed += model.metadata_props.pop(key, None) is not None
         return changed
 
 
 def _restore_outputs(model: ir.Model) -> int:
-    names = model.metadata_props.get(OUTPUTS)
-    if names is None:
+    names = json.loads(model.metadata_props.get(OUTPUTS, "[]"))
+    if not names:
         return 0
     by_name = {value.name: value for value in graph.values(model.graph)}
-    model.graph.outputs[:] = [by_name[name] for name in json.loads(names)]
+    if names[0] not in by_name and HEAD in model.metadata_props:
+        by_name[names[0]] = _head(model, names[0], by_name)
+    model.graph.outputs[:] = [_found(by_name, name) for name in names]
     return 1
+
+
+def _head(model: ir.Model, name: str, by_name: dict[str | None, ir.Value]) -> ir.Value:
+    """The output `name` of the model's last operator, which the loss has inside, put back."""
+    note = json.loads(model.metadata_props[HEAD])
+    logits = _found(by_name, note["reads"])
+    output = ir.val(name, logits.dtype, logits.shape)
+    head = ir.node(note["operator"], [logits], note["attributes"], name=note["node"], outputs=[output])
+    model.graph.append(head)
+    return output
+
+
+def _found(by_name: dict[str | None, ir.Value], name: str) -> ir.Value:
+    """A value of the network.
+
+    Raises:
+        PassError: it was left out of the training step.
+    """
+    if name not in by_name:
+        hint = "strip the graph as it was before batch-parameters and differentiate"
+        raise PassError(f"the training step does not have '{name}' of the network any more", hint=hint)
+    return by_name[name]
 
 
 def _restore_parameters(model: ir.Model) -> int:
@@ -60,7 +86,7 @@ def _restore(model: ir.Model, vector: str) -> int:
     start = 0
     for name, shape, _ in layout(model, vector):
         size = int(np.prod(shape))
-        value = by_name[name]
+        value = _found(by_name, name)
         value.name = f"{name}.slice.out"
         own = graph.add_initializer(main, name, flat[start : start + size].reshape(shape))
         value.replace_all_uses_with(own)

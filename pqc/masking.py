@@ -64,7 +64,11 @@ def method_of(node: ir.Node) -> Method | None:
     try:
         return None if text is None else _read(text)
     except (ValueError, KeyError, TypeError) as error:
-        raise GraphError("the mask's method cannot be read", at=f"node '{node.name}'", hint="compress again") from error
+        raise _damaged(node) from error
+
+
+def _damaged(node: ir.Node) -> GraphError:
+    return GraphError("the mask's method cannot be read", at=f"node '{node.name}'", hint="compress again")
 
 
 @cache
@@ -74,7 +78,11 @@ def _read(text: str) -> Method:
 
 
 def masks(main: ir.Graph) -> Iterator[MaskSite]:
-    """The learned masks in the order of the graph."""
+    """The learned masks in the order of the graph.
+
+    Raises:
+        GraphError: a mask's node does not fit its method.
+    """
     for product in main:
         mask = graph.operand(product, 1) if layers.applies_mask(product) else None
         node = layers.mask_node(mask) if mask is not None else None
@@ -82,7 +90,10 @@ def masks(main: ir.Graph) -> Iterator[MaskSite]:
         weight = layers.source(product.inputs[0])
         if node is None or method is None or weight is None:
             continue
-        names = zip(method.mask().reads, node.inputs, strict=True)
+        reads = method.mask().reads
+        if len(reads) != len(node.inputs):
+            raise _damaged(node)
+        names = zip(reads, node.inputs, strict=True)
         inputs = {name: value for name, value in names if value is not None and name != "weight"}
         yield MaskSite(node, method, product, weight, inputs)
 

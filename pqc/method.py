@@ -16,6 +16,12 @@ Curve = str
 Attribute = float | int | str
 
 
+def constant(value: float) -> Curve:
+    """The shortest text of a number that reads back as the same one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
+
+
 @dataclass(frozen=True)
 class State:
     """A tensor that a method keeps beside each weight.

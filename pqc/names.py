@@ -22,6 +22,8 @@ RESERVED = frozenset(
 
 OUTPUTS, LAYOUT, PIPELINE = "pqc.outputs", "pqc.layout", "pqc.pipeline"
 """Keys of a model's metadata: its own outputs, the slices of theta and the buffers, the passes that made it."""
+HEAD = "pqc.head"
+"""The key for the last operator, where the loss reads its input instead."""
 UPDATED = "pqc.updated"
 """The key for the values that become the states' next ones, by the states' names."""
 

@@ -3,264 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields
+from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
-from pqc import curves
-from pqc.errors import PqcError, ScheduleError
-from pqc.fixed_point import FixedPoint
-from pqc.functions.losses import DISTILLATION, LOSSES
-from pqc.functions.optimizers import OPTIMIZERS
-from pqc.functions.quant import ROUNDING_MODES
+from pqc.errors import ScheduleError
 from pqc.method import Method
-from pqc.methods import TABLE as METHODS
 from pqc.methods import make
 from pqc.options import nearest
 from pqc.reference_config import Converted, convert, detects, their_settings
+from pqc.schedule_sections import (
+    Curve,
+    Distill,
+    Phases,
+    Pruning,
+    Quantization,
+    Section,
+    Setting,
+    Target,
+    Training,
+    refuse_unknown,
+)
 from pqc.yaml_file import HINT, Document, Note, value
 
 MAX_FILE_BYTES = 1_000_000
-
-
-def _refuse_unknown(names: object, known: list[str], what: str) -> None:
-    """Raise ValueError for the first of `names` that is not known."""
-    for name in names:  # type: ignore[attr-defined]
-        if name not in known:
-            raise ValueError(f"{what} '{name}'{nearest(str(name), known)}; known: {', '.join(known) or 'none'}")
-
-
-def _known(table: object, what: str) -> BeforeValidator:
-    names = list(table)  # type: ignore[call-overload]
-
-    def check(name: object) -> object:
-        if not isinstance(name, str | None):
-            raise ValueError(f"a {what} is given by name")
-        _refuse_unknown([] if name is None else [name], names, f"no {what}")
-        return name
-
-    return BeforeValidator(check)
-
-
-def _bits(kind: object) -> object:
-    if kind is None or isinstance(kind, FixedPoint):
-        return kind
-    if not isinstance(kind, list) or len(kind) != 3 or not all(type(part) is int for part in kind):
-        raise ValueError("bits are three integers: [k, i, f]")
-    return FixedPoint(*kind)
-
-
-def _curve(text: object) -> object:
-    if isinstance(text, bool) or not isinstance(text, str | int | float):
-        raise ValueError("a curve is a number or text such as exp(1, 200)")
-    try:
-        curves.parse(text)
-    except PqcError as error:
-        raise ValueError(f"{error.message}; {error.hint}") from error
-    return text
-
-
-def _rate(text: object) -> object:
-    curve = curves.parse(_curve(text))  # type: ignore[arg-type]
-    if min(curve(n, 9) for n in range(9)) < 0:
-        raise ValueError("a learning rate is not negative")
-    return text
-
-
-Bits = Annotated[
-    FixedPoint | None,
-    BeforeValidator(_bits),
-    PlainSerializer(lambda kind: None if kind is None else [kind.k, kind.i, kind.f]),
-]
-Curve = Annotated[str | float, BeforeValidator(_curve)]
-Setting = bool | int | float | str
-LearningRate = Annotated[str | float, BeforeValidator(_rate)]
-
-
-class Section(BaseModel):
-    """A part of a schedule; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
-
-
-def _options(method: str | None) -> list[str]:
-    return [one.name for one in fields(METHODS[method])] if method else []
-
-
-def _make(method: str, options: dict[str, Setting]) -> None:
-    try:
-        make(method, options)
-    except PqcError as error:
-        raise ValueError(error.message) from error
-
-
-class Pruning(Section):
-    """Which weights are pruned, and how."""
-
-    method: Annotated[str | None, _known(METHODS, "pruning method")] = None
-    options: dict[str, Setting] = {}
-    layers: dict[str, dict[str, Setting]] = {}
-    pruning_first: bool = True
-    shrink: bool = False
-    exclude: tuple[str, ...] = ()
-    unmatched: Literal["error", "skip"] = "error"
-
-    @model_validator(mode="after")
-    def _options_fit(self) -> Pruning:
-        for options in (self.options, *self.layers.values()):
-            _refuse_unknown(options, _options(self.method), f"'{self.method}' has no option")
-            if self.method:
-                _make(self.method, {**self.options, **options})
-        return self
-
-
-class Target(Section):
-    """What the finished network must have."""
-
-    sparsity: Annotated[float | None, Field(ge=0, lt=1)] = None
-
-
-class Quantization(Section):
-    """Fixed point types (k, i, f) of what is rounded; null leaves it in float."""
-
-    weights: Bits = FixedPoint(1, 0, 7)
-    biases: Bits = FixedPoint(1, 0, 7)
-    inputs: Bits = FixedPoint(0, 0, 7)
-    outputs: Bits = None
-    rounding: Annotated[str, _known(ROUNDING_MODES, "rounding mode")] = "ROUND"
-    calibrate: bool = True
-    exclude: tuple[str, ...] = ()
-
-
-class OptimizerSection(Section):
-    """How weights move."""
-
-    name: Annotated[str, _known(OPTIMIZERS, "optimizer")] = "adam"
-    options: dict[str, float] = {}
-
-    @model_validator(mode="after")
-    def _options_exist(self) -> OptimizerSection:
-        known = [one.name for one in fields(OPTIMIZERS[self.name])]
-        _refuse_unknown(self.options, known, f"'{self.name}' has no option")
-        OPTIMIZERS[self.name](**self.options)
-        return self
-
-
-class Training(Section):
-    """The loss, the optimizer, and the batches."""
-
-    loss: Annotated[str, _known(LOSSES, "loss")] = "cross-entropy"
-    loss_options: dict[str, float] = {}
-    optimizer: OptimizerSection = OptimizerSection()
-    learning_rate: LearningRate = 1e-3
-    rates: dict[str, LearningRate] = {}
-    decays: dict[str, Annotated[float, Field(ge=0)]] = {}
-    clip: Annotated[float | None, Field(gt=0)] = None
-    batch: Annotated[int, Field(ge=1)] = 256
-    accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    seed: Annotated[int, Field(ge=0)] = 0
-
-    @model_validator(mode="after")
-    def _loss_options_exist(self) -> Training:
-        known = [attribute.name for attribute in LOSSES[self.loss].bodies()[0].attribute_proto]
-        _refuse_unknown(self.loss_options, known, f"'{self.loss}' has no option")
-        return self
-
-
-class Distill(Section):
-    """What is learned from a teacher, beside the labels.
-
-    Args:
-        temperature: divides the logits of both; for `kl`.
-        alpha: the weight of the teacher's part; 1 - alpha is that of the labels.
-        loss: `kl` for the logits of classes, `mse` for any output.
-        layers: weights of the mean squared errors between layers' outputs, by shell pattern.
-        teacher: an ONNX file or a reference model; null is the model that the run is given.
-    """
-
-    temperature: Annotated[float, Field(gt=0)] = 4.0
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
-    loss: Annotated[str, _known(DISTILLATION, "distillation loss")] = "kl"
-    layers: dict[str, Annotated[float, Field(ge=0)]] = {}
-    teacher: str | None = None
-
-
-class Constraint(Section):
-    """What an epoch must keep to be the best."""
-
-    sparsity: Annotated[float | None, Field(ge=0, lt=1)] = None
-    ebops: Annotated[float | None, Field(gt=0)] = None
-
-
-class EarlyStopping(Section):
-    """When to end a phase: no better validation loss for `patience` epochs."""
-
-    patience: Annotated[int, Field(ge=1)]
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
-
-
-class Phase(Section):
-    """A stretch of epochs."""
-
-    epochs: Annotated[int, Field(ge=0)] = 0
-    learning_rate: LearningRate | None = None
-    rates: dict[str, LearningRate] | None = None
-    select: Literal["last", "best"] = "last"
-    constraint: Constraint = Constraint()
-    early_stopping: EarlyStopping | None = None
-
-    @model_validator(mode="after")
-    def _constraint_is_used(self) -> Phase:
-        if self.constraint != Constraint() and self.select != "best":
-            raise ValueError("a constraint needs select: best")
-        return self
-
-
-class TrainingPhase(Phase):
-    """The stretch in which masks are learned, once per round."""
-
-    rounds: Annotated[int, Field(ge=1)] = 1
-    rewind: Literal["never", "every-round", "post-training-stage"] = "never"
-    rewind_what: tuple[Literal["weights", "biases", "states", "moments"], ...] = ("weights",)
-    save_weights_epoch: Annotated[int, Field(ge=-1)] = -1
-    ramps: Literal["phase", "global"] = "phase"
-
-    @model_validator(mode="after")
-    def _rewind_has_source(self) -> TrainingPhase:
-        if self.rewind != "never" and not 0 <= self.save_weights_epoch < max(self.epochs, 1):
-            raise ValueError(f"rewind '{self.rewind}' needs save_weights_epoch between 0 and {max(self.epochs - 1, 0)}")
-        return self
-
-
-class Calibration(Section):
-    """Batches that only feed the methods' statistics: masks from data, without labels and without training."""
-
-    batches: Annotated[int, Field(ge=0)] = 0
-
-
-class Phases(Section):
-    """Pretraining without masks, calibration, training of the masks, fine-tuning with the masks frozen."""
-
-    pretraining: Phase = Phase()
-    calibration: Calibration = Calibration()
-    training: TrainingPhase = TrainingPhase()
-    fine_tuning: Phase = Phase()
 
 
 class Schedule(Section):
@@ -273,7 +44,7 @@ class Schedule(Section):
     quantization: Quantization | None = Quantization()
     training: Training = Training()
     distill: Distill | None = None
-    controls: dict[str, Curve] = {}
+    controls: dict[str, Curve] = Field(default_factory=dict)
     phases: Annotated[Phases, Field(validate_default=True)] = Phases()
 
     @field_validator("target")
@@ -283,7 +54,8 @@ class Schedule(Section):
         if pruning is not None:
             if target.sparsity is not None and pruning.method is None:
                 raise ValueError("a sparsity target needs a pruning method")
-            _aimed(pruning, target)
+            for options in (None, *pruning.layers.values()):
+                _aimed(pruning, target, options)
         return target
 
     @field_validator("phases")
@@ -299,7 +71,7 @@ class Schedule(Section):
         method = _method(info)
         roles = ["weight", "bias", *(state.name for state in (method.states() if method else ()) if state.trained)]
         for key in ("rates", "decays"):
-            _refuse_unknown(getattr(training, key), roles, f"{key}: no role")
+            refuse_unknown(getattr(training, key), roles, f"{key}: no role")
         return training
 
     @field_validator("distill")
@@ -314,7 +86,7 @@ class Schedule(Section):
     @classmethod
     def _controls_exist(cls, controls: dict[str, Curve], info: ValidationInfo) -> dict[str, Curve]:
         method = _method(info)
-        _refuse_unknown(controls, list(method.controls()) if method else [], "no control")
+        refuse_unknown(controls, list(method.controls()) if method else [], "no control")
         if method and method.strength in controls and method.penalty() is None:
             raise ValueError(
                 f"'{method.strength}' is zero in pruning.options, so there is no penalty; give it there too"
@@ -348,10 +120,11 @@ def _method(info: ValidationInfo) -> Method | None:
     return None if pruning is None or target is None else _aimed(pruning, target)
 
 
-def _aimed(pruning: Pruning, target: Target) -> Method | None:
+def _aimed(pruning: Pruning, target: Target, changes: Mapping[str, Setting] | None = None) -> Method | None:
+    """The method set to the target, or None; `changes` are the options of some layers."""
     if pruning.method is None:
         return None
-    method = make(pruning.method, pruning.options)
+    method = make(pruning.method, {**pruning.options, **(changes or {})})
     return method if target.sparsity is None else method.aim(target.sparsity)
 
 

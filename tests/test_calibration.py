@@ -103,6 +103,18 @@ def test_fine_tuning_may_follow(jets: Path, tmp_path: Path) -> None:
     assert not np.array_equal(masked["fc1.weight"], start["fc1.weight"] * trainer.state.masks["fc1.weight"])
 
 
+def test_a_run_resumed_after_calibration_does_not_calibrate_again(jets: Path, tmp_path: Path) -> None:
+    settings = {**BATCHES, "phases.fine_tuning.epochs": "1"}
+    whole = make_trainer(jets, tmp_path / "whole", **settings)
+    whole.train()
+    broken = make_trainer(jets, tmp_path / "broken", **settings)
+    broken._segment(0)
+    resumed = make_trainer(jets, tmp_path / "broken", **settings)
+    resumed.resume()
+    resumed.train()
+    assert all(np.array_equal(array, resumed.state.values[name]) for name, array in whole.state.values.items())
+
+
 def test_too_few_batches_and_too_many_are_refused(jets: Path, tmp_path: Path) -> None:
     with pytest.raises(
         TrainingError, match="^phases.calibration.batches: 8 batches are too few for the masks to be found"

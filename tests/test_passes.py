@@ -780,6 +780,32 @@ def test_strip_training(training: str) -> None:
     np.testing.assert_array_equal(initializers(model)["fc.weight"], np.float32(W))
 
 
+@pytest.mark.parametrize(
+    ("head", "loss"),
+    [("Softmax <axis: int = -1>", "cross-entropy"), ("Softmax", "cross-entropy"), ("Sigmoid", "binary-cross-entropy")],
+)
+def test_strip_training_puts_back_the_head_that_the_loss_contains(head: str, loss: str) -> None:
+    text = f"(float[n,2] x) => (float[n,2] y) {{ h = MatMul (x, fc__weight) y = {head} (h) }}"
+    plain = after(text, "normalize", fc__weight=W)
+    stripped = after(text, f"normalize,{TRAINING.replace('mse', loss)},attach-optimizer,strip-training", fc__weight=W)
+    assert short(stripped) == short(plain)
+    assert initializers(stripped).keys() == {"fc.weight"}
+    assert set(stripped.metadata_props) == {"pqc.pipeline"}
+
+
+def test_strip_training_refuses_what_cannot_be_put_back() -> None:
+    text = "(float[n,2] x) => (float[n,2] y, float[n,2] z) { y = MatMul (x, fc__weight) z = Relu (y) }"
+    with pytest.raises(PassError) as caught:
+        after(text, f"{TRAINING},strip-training", fc__weight=W)
+    assert str(caught.value).startswith("the training step does not have 'z' of the network any more\nhint: ")
+    deep = "(float[n,2] x) => (float[n,2] y) { h = MatMul (x, a__weight) y = MatMul (h, b__weight) }"
+    batched = (
+        "insert-quant{inputs=none},insert-masks,attach-loss{loss=mse},expose-parameters,lower-quant,batch-parameters"
+    )
+    with pytest.raises(PassError, match="any more"):
+        after(deep, f"{batched},strip-training", a__weight=W, b__weight=W)
+
+
 def test_strip_training_leaves_a_plain_network_alone() -> None:
     assert_left_alone(BIASED, "normalize,strip-training", fc__weight=W, fc__bias=BIAS)
 

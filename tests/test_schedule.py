@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pqc import schedule
+from pqc import curves, schedule
 from pqc.errors import ScheduleError
 from pqc.fixed_point import FixedPoint
 from pqc.schedule import Schedule
@@ -67,6 +67,25 @@ def test_the_fingerprint_ignores_words_and_nothing_else() -> None:
         ("pruning.options.final_temp", "100"),
     ):
         assert schedule.load("cs", {key: value}).fingerprint() != plan.fingerprint()
+
+
+@pytest.mark.parametrize("value", [1.2345678901e-05, 5e-6, 3.0])
+def test_a_curve_made_of_an_option_keeps_its_digits(value: float) -> None:
+    plan = schedule.load("dst", {"pruning.options.alpha": repr(value), "target.sparsity": "null"})
+    assert plan.method is not None
+    assert curves.parse(plan.method.controls()["alpha"])(0, 9) == value
+
+
+@pytest.mark.parametrize("method", ["magnitude", "pdp", "wanda", "activation_pruning"])
+def test_an_unknown_scope_is_refused(method: str, tmp_path: Path) -> None:
+    error = refusal(f"pruning: {{method: {method}, options: {{sparsity: 0.5, scope: layers}}}}\n", tmp_path)
+    assert error.message.endswith("scope is one of auto, global, layer, not 'layers'")
+
+
+def test_a_target_that_a_layer_cannot_have_is_refused(tmp_path: Path) -> None:
+    text = "pruning: {method: magnitude, layers: {fc1: {pattern: '2:4'}}}\ntarget: {sparsity: 0.5}\n"
+    error = refusal(text, tmp_path)
+    assert error.message == ("'target': the pattern 2:4 says how much remains; leave the target or the pattern out")
 
 
 @pytest.mark.parametrize(

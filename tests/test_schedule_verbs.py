@@ -175,6 +175,16 @@ def test_a_schedule_without_a_method_has_no_masks() -> None:
     ]
 
 
+def test_calibration_is_one_stretch_and_takes_no_epoch() -> None:
+    settings = {"phases.pretraining.epochs": "2", "phases.fine_tuning.epochs": "3"}
+    found = schedules.timeline(schedule.load("wanda-ptq", settings))
+    assert [(one.phase, one.first, one.last, one.masks) for one in found] == [
+        ("pretraining", 1, 2, "off"),
+        ("calibration", 3, 2, "learned"),
+        ("fine-tuning", 3, 5, "frozen"),
+    ]
+
+
 @pytest.mark.parametrize("ramps", ["phase", "global"])
 def test_the_epochs_are_those_that_are_trained(ramps: str, job: Job, program: Run) -> None:
     """Phases, rounds, learning rates and controls as a run's own history has them."""

@@ -42,9 +42,9 @@ def jets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_trainer(jets: Path, folder: Path, **settings: str) -> Trainer:
-    """A trainer of the jet tagger on a few jets."""
-    plan = schedule.load("cs-demo", {**TINY, **settings})
+def make_trainer(jets: Path, folder: Path, name: str = "", **settings: str) -> Trainer:
+    """A trainer of the jet tagger on a few jets, with the schedule `name` or a short one."""
+    plan = schedule.load(name, settings) if name else schedule.load("cs-demo", {**TINY, **settings})
     model = graph.load(TABLE["jet_tagger"].path())
     pipeline.run(model, NORMALIZE)
     dataset = data.load(jets, model.graph, labels=True)
@@ -265,6 +265,30 @@ def test_interrupting_leaves_a_checkpoint(jets: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="stopped after 1 of 5 epochs"):
         trainer.train()
     assert checkpoints.load(tmp_path / CHECKPOINT).position.epochs == 1
+
+
+@pytest.mark.parametrize("name", ["magnitude", "cs-demo"])
+def test_interrupted_and_resumed_equals_uninterrupted(name: str, jets: Path, tmp_path: Path) -> None:
+    """Also where a method has states that the optimizer does not move, so that they have no moments."""
+
+    class Impatient:
+        def epoch(self, record: dict[str, object], done: int, total: int) -> None:
+            if done == 3:
+                raise KeyboardInterrupt
+
+    settings = {"training.batch": "128", "phases.training.epochs": "3", "phases.fine_tuning.epochs": "1"}
+    settings |= {"phases.training.rounds": "2"}
+    whole, broken, resumed = (
+        make_trainer(jets, tmp_path / folder, name, **settings) for folder in ("whole", "broken", "broken")
+    )
+    whole.train()
+    broken.progress = Impatient()
+    with pytest.raises(Interrupted):
+        broken.train()
+    resumed.resume()
+    resumed.train()
+    assert resumed.state.position == whole.state.position
+    assert all(array.tobytes() == resumed.state.values[name].tobytes() for name, array in whole.state.values.items())
 
 
 COMMAND = [sys.executable, "-m", "pqc", "-q", "train", "jet_tagger", "--schedule", "cs-demo", "--no-verify-each"]

@@ -12,8 +12,8 @@ from onnxscript import opset21 as op
 
 from pqc.functions.operator import MASK, SCORE, UPDATE, Operator
 from pqc.functions.ranking import KeepLargest
-from pqc.method import Attribute, Budget, Call, Curve, Method, State
-from pqc.methods.structure import STORED_MASK, check_share
+from pqc.method import Attribute, Budget, Call, Curve, Method, State, constant
+from pqc.methods.structure import SCOPES, STORED_MASK, check_choice, check_share, resolve_scope
 
 UNMEASURED = 2.0
 """An activity that no output can have."""
@@ -112,6 +112,7 @@ class ActivationPruningMethod(Method):
     def __post_init__(self) -> None:
         check_share("threshold", self.threshold)
         check_share("sparsity", self.sparsity)
+        check_choice("scope", self.scope, SCOPES)
         if self.batches < 1 or self.start_epoch < 0:
             raise ValueError("batches is at least 1 and start_epoch not negative")
 
@@ -141,7 +142,7 @@ class ActivationPruningMethod(Method):
         return Call(THRESHOLD_OPERATOR, ("mask", "activity", "epochs", "threshold"), sets=("mask", "epochs"))
 
     def budget(self) -> Budget | None:
-        return Budget(self.sparsity, self.scope, "epoch") if self.sparsity else None  # type: ignore[arg-type]
+        return Budget(self.sparsity, resolve_scope(self.scope, "output"), "epoch") if self.sparsity else None
 
     def aim(self, sparsity: float) -> Method:
         return replace(self, sparsity=sparsity)
@@ -158,7 +159,7 @@ class ActivationPruningMethod(Method):
         )
 
     def controls(self) -> dict[str, Curve]:
-        return {"threshold": f"{self.threshold:g}"}
+        return {"threshold": constant(self.threshold)}
 
     def attributes(self) -> dict[str, Attribute]:
         counts = {"batches": float(self.batches), "start_epoch": float(self.start_epoch)}

@@ -9,7 +9,7 @@ from onnxscript import FLOAT, script
 from onnxscript import opset21 as op
 
 from pqc.functions.operator import GRADIENT, MASK, PENALTY, SCORE, UPDATE, Operator
-from pqc.method import Attribute, Call, Curve, Method, State
+from pqc.method import Attribute, Call, Curve, Method, State, constant
 from pqc.methods.thresholds import Threshold
 
 
@@ -137,8 +137,8 @@ class AutoSparseMethod(Method):
         return (self._threshold().state(),)
 
     def controls(self) -> dict[str, Curve]:
-        alpha = f"autosparse({self.alpha:g}, {self.alpha_reset_epoch:g})"
-        return {"alpha": alpha, "pressure": f"{self.pressure:g}"}
+        alpha = f"autosparse({constant(self.alpha)}, {constant(self.alpha_reset_epoch)})"
+        return {"alpha": alpha, "pressure": constant(self.pressure)}
 
     def attributes(self) -> dict[str, Attribute]:
         return {"backward_sparsity": int(self.backward_sparsity)}

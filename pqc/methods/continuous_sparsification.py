@@ -10,7 +10,7 @@ from onnxscript import FLOAT, script
 from onnxscript import opset21 as op
 
 from pqc.functions.operator import GRADIENT, MASK, PENALTY, SCORE, UPDATE, Operator
-from pqc.method import Attribute, Call, Curve, Method, State
+from pqc.method import Attribute, Call, Curve, Method, State, constant
 
 
 @script(MASK, default_opset=op)
@@ -110,7 +110,7 @@ class ContinuousSparsificationMethod(Method):
         return (State("s", lambda weight: np.full(weight.shape, start, np.float32)),)
 
     def controls(self) -> dict[str, Curve]:
-        return {"beta": f"exp(1, {self.final_temp:g})", "threshold_decay": f"{self.threshold_decay:g}"}
+        return {"beta": f"exp(1, {constant(self.final_temp)})", "threshold_decay": constant(self.threshold_decay)}
 
     def attributes(self) -> dict[str, Attribute]:
         return {"scale": float(1.0 + np.exp(-self.threshold_init)), "threshold_init": self.threshold_init}

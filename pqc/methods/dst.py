@@ -9,7 +9,7 @@ from onnxscript import FLOAT, script
 from onnxscript import opset21 as op
 
 from pqc.functions.operator import GRADIENT, MASK, PENALTY, SCORE, UPDATE, Operator
-from pqc.method import Attribute, Call, Curve, Method, State
+from pqc.method import Attribute, Call, Curve, Method, State, constant
 from pqc.methods.structure import check_share
 from pqc.methods.thresholds import Threshold
 
@@ -115,7 +115,7 @@ class DynamicSparseTrainingMethod(Method):
         return (self._threshold().state(),)
 
     def controls(self) -> dict[str, Curve]:
-        return {"alpha": f"{self.alpha:g}"}
+        return {"alpha": constant(self.alpha)}
 
     def attributes(self) -> dict[str, Attribute]:
         return {"max_pruning_pct": self.max_pruning_pct}

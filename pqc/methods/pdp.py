@@ -11,7 +11,7 @@ from onnxscript import opset21 as op
 
 from pqc.functions.operator import GRADIENT, MASK, SCORE, Operator
 from pqc.functions.ranking import InputNorms, KeepLargest, KeepOfGroups, OutputNorms
-from pqc.method import Attribute, Budget, Call, Curve, Method, State
+from pqc.method import Attribute, Budget, Call, Curve, Method, State, constant
 from pqc.methods.structure import (
     check_no_pattern,
     check_pattern_fits,
@@ -210,7 +210,7 @@ class PDPMethod(Method):
         return () if self.pattern else (State("prune", lambda weight: np.zeros((), np.float32), trained=False),)
 
     def controls(self) -> dict[str, Curve]:
-        return {} if self.pattern else {"ramp": f"ramp({self.epsilon:g})"}
+        return {} if self.pattern else {"ramp": f"ramp({constant(self.epsilon)})"}
 
     def attributes(self) -> dict[str, Attribute]:
         return {"temperature": self.temperature, **pattern_attributes(self.pattern)}

@@ -7,7 +7,8 @@ from typing import Any
 
 from pqc import curves
 from pqc.errors import TrainingError
-from pqc.schedule import Constraint, Phase, Schedule
+from pqc.schedule import Schedule
+from pqc.schedule_sections import Constraint, Phase
 
 
 @dataclass(frozen=True)

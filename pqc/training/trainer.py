@@ -145,7 +145,8 @@ class Trainer:
             self._end_of_segment(self.segments[number - 1])
             state.advance(segment=number, epochs=0)
         if segment.stage == "calibration":
-            self._calibrate()
+            if not state.position.epochs:
+                self._calibrate()
             return
         self._restart_moments(segment.stage)
         begun = state.position.epochs or segment.round or self.schedule.phases.calibration.batches
@@ -186,7 +187,8 @@ class Trainer:
     def _restart_moments(self, stage: str) -> None:
         """Forget the optimizer's moments where a stage brings new parameters: their bias correction starts at one."""
         known = next(iter(self.state.moments.values()), {})
-        if stage == "training" and known and self.state.values.keys() - known.keys():
+        moved = {str(one.value.name) for one in masking.parameters(self.compressible.graph)}
+        if stage == "training" and known and moved - known.keys():
             self.state.moments = {}
             self.state.advance(step=0)
 

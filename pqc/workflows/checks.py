@@ -59,8 +59,8 @@ def labelled_by(model: ir.Model, dataset: Dataset, labels: bool) -> Dataset:
         target = found.argmax(axis=-1).astype(np.int64) if labels else found
         return Split(inputs, target, np.arange(len(target)))
 
-    splits = {name: answered(getattr(dataset, name)) for name in ("train", "validation", "test")}
-    return replace(dataset, **splits)
+    train, validation, test = (answered(split) for split in (dataset.train, dataset.validation, dataset.test))
+    return replace(dataset, train=train, validation=validation, test=test)
 
 
 def outputs(model: ir.Model, split: Split, rows: int = 4096) -> np.ndarray:

@@ -105,7 +105,7 @@ def teacher_of(model: ir.Model, plan: Schedule) -> ir.Model | None:
 
     Args:
         model: the normalized float model of the run, which is the teacher unless the plan names another one.
-        plan: see `pqc.schedule.Distill`.
+        plan: see `pqc.schedule_sections.Distill`.
     """
     if plan.distill is None or plan.distill.teacher is None:
         return None if plan.distill is None else model
@@ -121,7 +121,7 @@ def finalize(
     """The clean QONNX graph of a trained one: masks folded, weights on their grid, training parts gone.
 
     Args:
-        model: a trained compressible graph, or a whole training step; not changed.
+        model: a trained compressible graph; not changed.
         verify_each: check each pass.
         shrink: take out the channels that pruning has left without weights.
     """

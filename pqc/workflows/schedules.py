@@ -13,7 +13,8 @@ from pqc import curves, schedule
 from pqc.errors import PqcError
 from pqc.functions.losses import LOSSES
 from pqc.functions.optimizers import OPTIMIZERS
-from pqc.schedule import Phase, Schedule
+from pqc.schedule import Schedule
+from pqc.schedule_sections import Phase
 from pqc.training.segments import Segment, segments
 from pqc.yaml_file import Note
 
@@ -152,11 +153,11 @@ def timeline(plan: Schedule) -> list[Stretch]:
     found: list[Stretch] = []
     done = 0
     for segment in segments(plan):
+        if segment.stage == "calibration":
+            found.append(_calibration(plan, done))
+            continue
         found.append(_stretch(plan, segment, done))
         done += segment.epochs
-    if plan.phases.calibration.batches:
-        place = next((at for at, one in enumerate(found) if one.phase != "pretraining"), len(found))
-        found.insert(place, _calibration(plan, found[place - 1].last if place else 0))
     return found
 
 

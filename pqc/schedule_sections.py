@@ -1,0 +1,249 @@
+"""The sections of a schedule: their keys, types and defaults, and what fits together within one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from pqc import curves
+from pqc.errors import PqcError
+from pqc.fixed_point import FixedPoint
+from pqc.functions.losses import DISTILLATION, LOSSES
+from pqc.functions.optimizers import OPTIMIZERS
+from pqc.functions.quant import ROUNDING_MODES
+from pqc.methods import TABLE as METHODS
+from pqc.methods import make
+from pqc.options import nearest
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Refuse the first of `names` that is not known.
+
+    Raises:
+        ValueError: names the nearest one that is.
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{what} '{name}'{nearest(name, known)}; known: {', '.join(known) or 'none'}")
+
+
+def _known(table: Iterable[str], what: str) -> BeforeValidator:
+    def check(name: object) -> object:
+        if not isinstance(name, str | None):
+            raise ValueError(f"a {what} is given by name")
+        refuse_unknown([] if name is None else [name], table, f"no {what}")
+        return name
+
+    return BeforeValidator(check)
+
+
+def _bits(kind: object) -> object:
+    if kind is None or isinstance(kind, FixedPoint):
+        return kind
+    if not isinstance(kind, list) or len(kind) != 3 or not all(type(part) is int for part in kind):
+        raise ValueError("bits are three integers: [k, i, f]")
+    return FixedPoint(*kind)
+
+
+def _curve(text: object) -> str | float:
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
+        raise ValueError("a curve is a number or text such as exp(1, 200)")
+    try:
+        curves.parse(text)
+    except PqcError as error:
+        raise ValueError(f"{error.message}; {error.hint}") from error
+    return text
+
+
+def _rate(text: object) -> str | float:
+    text = _curve(text)
+    curve = curves.parse(text)
+    if min(curve(n, 9) for n in range(9)) < 0:
+        raise ValueError("a learning rate is not negative")
+    return text
+
+
+Bits = Annotated[
+    FixedPoint | None,
+    BeforeValidator(_bits),
+    PlainSerializer(lambda kind: None if kind is None else [kind.k, kind.i, kind.f]),
+]
+Curve = Annotated[str | float, BeforeValidator(_curve)]
+Setting = bool | int | float | str
+LearningRate = Annotated[str | float, BeforeValidator(_rate)]
+
+
+class Section(BaseModel):
+    """A part of a schedule; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+
+def _options(method: str | None) -> list[str]:
+    return [one.name for one in fields(METHODS[method])] if method else []
+
+
+def _make(method: str, options: dict[str, Setting]) -> None:
+    try:
+        make(method, options)
+    except PqcError as error:
+        raise ValueError(error.message) from error
+
+
+class Pruning(Section):
+    """Which weights are pruned, and how."""
+
+    method: Annotated[str | None, _known(METHODS, "pruning method")] = None
+    options: dict[str, Setting] = {}
+    layers: dict[str, dict[str, Setting]] = {}
+    pruning_first: bool = True
+    shrink: bool = False
+    exclude: tuple[str, ...] = ()
+    unmatched: Literal["error", "skip"] = "error"
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Pruning:
+        for options in (self.options, *self.layers.values()):
+            refuse_unknown(options, _options(self.method), f"'{self.method}' has no option")
+            if self.method:
+                _make(self.method, {**self.options, **options})
+        return self
+
+
+class Target(Section):
+    """What the finished network must have."""
+
+    sparsity: Annotated[float | None, Field(ge=0, lt=1)] = None
+
+
+class Quantization(Section):
+    """Fixed point types (k, i, f) of what is rounded; null leaves it in float."""
+
+    weights: Bits = FixedPoint(1, 0, 7)
+    biases: Bits = FixedPoint(1, 0, 7)
+    inputs: Bits = FixedPoint(0, 0, 7)
+    outputs: Bits = None
+    rounding: Annotated[str, _known(ROUNDING_MODES, "rounding mode")] = "ROUND"
+    calibrate: bool = True
+    exclude: tuple[str, ...] = ()
+
+
+class OptimizerSection(Section):
+    """How weights move."""
+
+    name: Annotated[str, _known(OPTIMIZERS, "optimizer")] = "adam"
+    options: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _options_exist(self) -> OptimizerSection:
+        known = [one.name for one in fields(OPTIMIZERS[self.name])]
+        refuse_unknown(self.options, known, f"'{self.name}' has no option")
+        options: dict[str, Any] = {**self.options}
+        OPTIMIZERS[self.name](**options)
+        return self
+
+
+class Training(Section):
+    """The loss, the optimizer, and the batches."""
+
+    loss: Annotated[str, _known(LOSSES, "loss")] = "cross-entropy"
+    loss_options: dict[str, float] = {}
+    optimizer: OptimizerSection = OptimizerSection()
+    learning_rate: LearningRate = 1e-3
+    rates: dict[str, LearningRate] = {}
+    decays: dict[str, Annotated[float, Field(ge=0)]] = {}
+    clip: Annotated[float | None, Field(gt=0)] = None
+    batch: Annotated[int, Field(ge=1)] = 256
+    accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _loss_options_exist(self) -> Training:
+        known = [attribute.name for attribute in LOSSES[self.loss].bodies()[0].attribute_proto]
+        refuse_unknown(self.loss_options, known, f"'{self.loss}' has no option")
+        return self
+
+
+class Distill(Section):
+    """What is learned from a teacher, beside the labels.
+
+    Args:
+        temperature: divides the logits of both; for `kl`.
+        alpha: the weight of the teacher's part; 1 - alpha is that of the labels.
+        loss: `kl` for the logits of classes, `mse` for any output.
+        layers: weights of the mean squared errors between layers' outputs, by shell pattern.
+        teacher: an ONNX file or a reference model; null is the model that the run is given.
+    """
+
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+    loss: Annotated[str, _known(DISTILLATION, "distillation loss")] = "kl"
+    layers: dict[str, Annotated[float, Field(ge=0)]] = {}
+    teacher: str | None = None
+
+
+class Constraint(Section):
+    """What an epoch must keep to be the best."""
+
+    sparsity: Annotated[float | None, Field(ge=0, lt=1)] = None
+    ebops: Annotated[float | None, Field(gt=0)] = None
+
+
+class EarlyStopping(Section):
+    """When to end a phase: no better validation loss for `patience` epochs."""
+
+    patience: Annotated[int, Field(ge=1)]
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Phase(Section):
+    """A stretch of epochs."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    learning_rate: LearningRate | None = None
+    rates: dict[str, LearningRate] | None = None
+    select: Literal["last", "best"] = "last"
+    constraint: Constraint = Constraint()
+    early_stopping: EarlyStopping | None = None
+
+    @model_validator(mode="after")
+    def _constraint_is_used(self) -> Phase:
+        if self.constraint != Constraint() and self.select != "best":
+            raise ValueError("a constraint needs select: best")
+        return self
+
+
+class TrainingPhase(Phase):
+    """The stretch in which masks are learned, once per round."""
+
+    rounds: Annotated[int, Field(ge=1)] = 1
+    rewind: Literal["never", "every-round", "post-training-stage"] = "never"
+    rewind_what: tuple[Literal["weights", "biases", "states", "moments"], ...] = ("weights",)
+    save_weights_epoch: Annotated[int, Field(ge=-1)] = -1
+    ramps: Literal["phase", "global"] = "phase"
+
+    @model_validator(mode="after")
+    def _rewind_has_source(self) -> TrainingPhase:
+        if self.rewind != "never" and not 0 <= self.save_weights_epoch < max(self.epochs, 1):
+            raise ValueError(f"rewind '{self.rewind}' needs save_weights_epoch between 0 and {max(self.epochs - 1, 0)}")
+        return self
+
+
+class Calibration(Section):
+    """Batches that only feed the methods' statistics: masks from data, without labels and without training."""
+
+    batches: Annotated[int, Field(ge=0)] = 0
+
+
+class Phases(Section):
+    """Pretraining without masks, calibration, training of the masks, fine-tuning with the masks frozen."""
+
+    pretraining: Phase = Phase()
+    calibration: Calibration = Calibration()
+    training: TrainingPhase = TrainingPhase()
+    fine_tuning: Phase = Phase()
