@@ -337,3 +337,29 @@ def test_killed_and_resumed_equals_uninterrupted(jets: Path, tmp_path: Path) -> 
         assert all(first[name].tobytes() == second[name].tobytes() for name in first)
     final = [parameters(graph.load(folder / "trained.onnx")) for folder in (whole, broken)]
     assert all(final[0][name].tobytes() == final[1][name].tobytes() for name in final[0])
+
+
+def test_masks_freeze_as_they_were_in_the_best_epoch(jets: Path, tmp_path: Path) -> None:
+    settings = {
+        "pruning.method": "pdp",
+        "pruning.options": "{epsilon: 0.2, sparsity: 0.9}",
+        "phases.training.epochs": "5",
+        "phases.training.select": "best",
+        "phases.fine_tuning.epochs": "0",
+    }
+    trainer = make_trainer(jets, tmp_path, **settings)
+    trainer.train()
+    best = int(np.argmax([record["accuracy"] + 1e-9 * record["epoch"] for record in trainer.state.history]))
+    masks = trainer.state.masks.values()
+    pruned = sum(int((mask == 0).sum()) for mask in masks) / sum(mask.size for mask in masks)
+    # The ramp prunes a fifth of the share more in every epoch; each layer's number is rounded.
+    assert pruned == pytest.approx(0.9 * 0.2 * (best + 1), abs=1e-3)
+
+
+def test_a_constraint_that_no_epoch_keeps_is_noted(
+    jets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"phases.training.select": "best", "phases.training.constraint": "{ebops: 1}"}
+    with caplog.at_level("INFO", logger="pqc.notes"):
+        make_trainer(jets, tmp_path, **settings).train()
+    assert "training: no epoch kept the constraint; it ends with the last" in caplog.messages

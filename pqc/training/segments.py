@@ -67,7 +67,19 @@ def control_curves(schedule: Schedule) -> dict[str, curves.Curve]:
     return {name: curves.parse(text) for name, text in texts.items()}
 
 
-def keeps(constraint: Constraint, record: dict[str, Any]) -> bool:
+def best_epoch(records: list[dict[str, Any]], metric: str, constraint: Constraint) -> int | None:
+    """The epoch with the largest metric of those that keep the constraint, the last of equals, or None.
+
+    Args:
+        records: the history of a segment.
+        metric: the key to judge by.
+        constraint: what an epoch must keep.
+    """
+    eligible = [index for index, record in enumerate(records) if _keeps(constraint, record)]
+    return max(eligible, key=lambda index: (records[index][metric], index), default=None)
+
+
+def _keeps(constraint: Constraint, record: dict[str, Any]) -> bool:
     """Whether an epoch's record keeps the constraint of its phase."""
     sparse = constraint.sparsity is None or 1 - record["keep_ratio"] >= constraint.sparsity
     return sparse and (constraint.ebops is None or record["ebops"] <= constraint.ebops)

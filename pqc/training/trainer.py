@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -20,10 +21,11 @@ from pqc.training import state as checkpoints
 from pqc.training.calibration import calibrate
 from pqc.training.diagnosis import first_not_finite
 from pqc.training.events import Events
-from pqc.training.segments import Segment, check_length, control_curves, keeps, segments
+from pqc.training.segments import Segment, best_epoch, check_length, control_curves, segments
 from pqc.training.stages import Stage, set_values, values_of
 from pqc.training.state import TrainingState
 
+NOTES = logging.getLogger("pqc.notes")
 CHECKPOINT = "checkpoint.npz"
 APPROACH = 0.4
 """The share of a round in which a sparsity target is approached."""
@@ -263,15 +265,16 @@ class Trainer:
         """The history of the segment so far."""
         return self.state.history[len(self.state.history) - self.state.position.epochs :]
 
+    def _best_epoch(self, segment: Segment) -> int | None:
+        """The epoch that the segment ends with instead of its last, or None."""
+        if segment.phase.select != "best":
+            return None
+        metric = metrics.metric_name(self.schedule.training.loss)
+        return best_epoch(self._records(), metric, segment.phase.constraint)
+
     def _keep_best(self, segment: Segment) -> None:
         """Remember the parameters if this epoch is the best of its segment so far that keeps the constraint."""
-        if segment.phase.select != "best":
-            return
-        records = self._records()
-        name = metrics.metric_name(self.schedule.training.loss)
-        eligible = [record[name] for record in records if keeps(segment.phase.constraint, record)]
-        last = records[-1]
-        if keeps(segment.phase.constraint, last) and last[name] >= max(eligible):
+        if self._best_epoch(segment) == self.state.position.epochs - 1:
             self.state.best = {name: array.copy() for name, array in self.state.values.items()}
 
     def _check_parameters(self, stage: Stage) -> None:
@@ -334,15 +337,19 @@ class Trainer:
 
     def _end_of_segment(self, ended: Segment) -> None:
         """Go back to the best epoch; after training, freeze masks, rewind, or let the method prepare the next round."""
-        if self.state.best:
-            self.state.values.update(self.state.best)
-            self.state.best = {}
+        epoch = self._best_epoch(ended)
+        if epoch is None:
+            epoch = self.state.position.epochs - 1
+            if ended.phase.select == "best":
+                NOTES.info("%s: no epoch kept the constraint; it ends with the last", ended.stage)
+        self.state.values.update(self.state.best)
+        self.state.best = {}
         if ended.stage != "training":
             return
         phase = self.schedule.phases.training
         last = ended.round == phase.rounds - 1
-        # A round that ends early is annealed as far as it came, and the mask is that of its last epoch.
-        controls = self._controls_at(ended, self.state.position.epochs - 1)
+        # A round that ends early is annealed as far as it came, and the mask is that of the epoch that it ends with.
+        controls = self._controls_at(ended, epoch)
         if last and self.method is not None:
             self._harden(controls)
         if phase.rewind == "every-round" or (phase.rewind == "post-training-stage" and last):
