@@ -9,7 +9,7 @@ import onnx_ir as ir
 from pqc import graph, library
 from pqc.errors import PassError
 from pqc.functions.optimizers import CLIP_BY_NORM, Optimizer, make_optimizer
-from pqc.names import ACCUMULATED, BASE, DECAY, GRADIENT_SUFFIX, LEARNING_RATE, NEXT, RATE, THETA, layout
+from pqc.names import ACCUMULATED, BASE, DECAY, GRADIENT_SUFFIX, LEARNING_RATE, NEXT, RATE, THETA, by_role, layout
 from pqc.rewriting import Pass
 
 
@@ -40,16 +40,22 @@ class AttachOptimizer(Pass):
         if gradient is None:
             raise PassError("there is no gradient", hint="run differentiate first")
         optimizer = make_optimizer(self.optimizer, self.options)
-        theta = main.initializers[THETA]
-        size = graph.stored(theta).shape
         spent = (THETA + GRADIENT_SUFFIX, THETA + BASE)
-        base = next((value for value in main.outputs if value.name == THETA + BASE), theta)
+        base = next((value for value in main.outputs if value.name == THETA + BASE), main.initializers[THETA])
         kept = [value for value in main.outputs if value.name not in spent]
         if self.accumulate > 1:
             gradient = _accumulated(main, gradient, self.accumulate)
             kept.append(gradient)
         if self.clip is not None:
             gradient = _clipped(main, gradient, self.clip)
+        main.outputs[:] = kept + self._update(model, optimizer, base, gradient)
+        library.link(model)
+        return 1
+
+    def _update(self, model: ir.Model, optimizer: Optimizer, base: ir.Value, gradient: ir.Value) -> list[ir.Value]:
+        """Append the optimizer's nodes; theta.next and the next moments."""
+        main = model.graph
+        size = graph.stored(main.initializers[THETA]).shape
         inputs = [base, gradient, _input(main, RATE, np.ones(size)), _input(main, LEARNING_RATE, np.array(1e-3))]
         inputs.append(_input(main, DECAY, self._decay(model, optimizer)))
         moments = [_input(main, name, np.array(value)) for name, value in optimizer.scalars(1).items()]
@@ -63,21 +69,14 @@ class AttachOptimizer(Pass):
         main.append(step)
         if optimizer.pull is not None:
             outputs[0] = _pulled(main, optimizer, step, inputs)
-        main.outputs[:] = kept + outputs
-        library.link(model)
-        return 1
+        return outputs
 
     def _decay(self, model: ir.Model, optimizer: Optimizer) -> np.ndarray:
         """The default decays: one for all parameters, or one for each where roles differ."""
         if not self.decays and optimizer.decayed is None:
             return np.array(optimizer.decay)
-        pulled = optimizer.decayed
-        return np.concatenate(
-            [
-                np.full(int(np.prod(shape)), optimizer.decay if pulled is None or role in pulled else 0.0)
-                for _, shape, role in layout(model)
-            ]
-        )
+        roles = {role for _, _, role in layout(model)} if optimizer.decayed is None else optimizer.decayed
+        return by_role(layout(model), dict.fromkeys(roles, optimizer.decay), 0.0)
 
 
 def _pulled(main: ir.Graph, optimizer: Optimizer, step: ir.Node, inputs: list[ir.Value]) -> ir.Value:

@@ -113,10 +113,11 @@ def check_shapes(model: ir.Model) -> None:
     names = [name for name in values if name and f"{name}{GRADIENT_SUFFIX}" in values]
     kept = [value for name in names for value in (values[name], values[f"{name}{GRADIENT_SUFFIX}"])]
     trial.graph.outputs[:] = [value for value in kept if not value.is_graph_input()]
-    arrays = {**sample(trial, 2)}
+    feeds = sample(trial, 2)
+    arrays = {**feeds}
     arrays |= {name: graph.stored(values[name]) for name in names if values[name].is_initializer()}
     try:
-        arrays |= engine.evaluate(trial, sample(trial, 2))
+        arrays |= engine.evaluate(trial, feeds)
     except GraphError as error:
         raise PassError(f"the gradient of a tensor cannot be computed: {error.message}", hint=HINT) from error
     for name in names:

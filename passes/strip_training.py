@@ -4,12 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, library
 from pqc.errors import PassError
-from pqc.names import BUFFERS, HEAD, LAYOUT, OUTPUTS, TARGET, TEACHER, THETA, UPDATED, layout
+from pqc.names import BUFFERS, HEAD, LAYOUT, OUTPUTS, TARGET, TEACHER, THETA, UPDATED, layout, unpacked
 from pqc.rewriting import Pass
 
 
@@ -83,12 +82,9 @@ def _restore(model: ir.Model, vector: str) -> int:
         return 0
     flat = graph.stored(main.initializers[vector])
     by_name = {value.name: value for value in graph.values(main)}
-    start = 0
-    for name, shape, _ in layout(model, vector):
-        size = int(np.prod(shape))
+    parts = unpacked(flat, layout(model, vector))
+    for name, array in parts.items():
         value = _found(by_name, name)
         value.name = f"{name}.slice.out"
-        own = graph.add_initializer(main, name, flat[start : start + size].reshape(shape))
-        value.replace_all_uses_with(own)
-        start += size
-    return len(layout(model, vector))
+        value.replace_all_uses_with(graph.add_initializer(main, name, array))
+    return len(parts)

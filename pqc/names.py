@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 TARGET, LOSS = "target", "loss"
@@ -31,9 +34,23 @@ TEACHER = "pqc.teacher"
 """The key for the file of the teacher that the loss listens to."""
 
 Slice = tuple[str, tuple[int, ...], str]
+"""The name, the shape and the role of a parameter or a state in a flat vector."""
 
 
 def layout(model: ir.Model, vector: str = THETA) -> list[Slice]:
     """The name, shape and role of each slice of theta or of the buffers, in order."""
     slices = json.loads(model.metadata_props.get(LAYOUT, "{}")).get(vector, [])
     return [(name, tuple(shape), role) for name, shape, role in slices]
+
+
+def unpacked(vector: np.ndarray, slices: Sequence[Slice]) -> dict[str, np.ndarray]:
+    """The parts of a flat vector by name, in their shapes."""
+    sizes = [math.prod(shape) for _, shape, _ in slices]
+    places = zip(slices, sizes, np.cumsum(sizes), strict=True)
+    return {name: vector[end - size : end].reshape(shape) for (name, shape, _), size, end in places}
+
+
+def by_role(slices: Sequence[Slice], numbers: Mapping[str, float], default: float) -> np.ndarray:
+    """A flat float32 vector that holds one number for each role."""
+    parts = [np.full(math.prod(shape), numbers.get(role, default), np.float32) for _, shape, role in slices]
+    return np.concatenate(parts)

@@ -16,23 +16,9 @@ Rule = Callable[[Channels, ir.Node], "list[Axes] | None"]
 ELEMENTWISE = (
     *constants.ROUNDED,
     *(name for name in constants.EXACT if name != "Transpose"),
-    *(
-        "Cast",
-        "Ceil",
-        "Celu",
-        "Div",
-        "Dropout",
-        "Elu",
-        "Equal",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "Greater",
-        "HardSigmoid",
-    ),
-    *("HardSwish", "Less", "Log", "Mean", "Mish", "Not", "Pow", "Reciprocal", "Round", "Selu", "Sign", "Sqrt", "Sum"),
-    *("ThresholdedRelu", "Where"),
+    *("Cast", "Ceil", "Celu", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater"),
+    *("HardSigmoid", "HardSwish", "Less", "Log", "Mean", "Mish", "Not", "Pow", "Reciprocal", "Round", "Selu"),
+    *("Sign", "Sqrt", "Sum", "ThresholdedRelu", "Where"),
 )
 STANDARD: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise.elementwise),

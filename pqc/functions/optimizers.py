@@ -195,14 +195,9 @@ class SGDOptimizer:
 PULL = Operator(Proximal)
 
 
-def _refuse_decay(weight_decay: float) -> None:
-    if weight_decay:
-        raise ValueError("the p-norm's pull is the decay: give lambda_p and leave weight_decay at 0")
-
-
 @dataclass(frozen=True)
-class PAdamOptimizer(AdamOptimizer):
-    """Adam, then the p-norm's pull on the weights (arXiv 2404.10824).
+class _PNorm:
+    """What the optimizers with a p-norm's pull on the weights have in common (arXiv 2404.10824).
 
     Args:
         weight_decay: leave it at 0; the pull takes its place.
@@ -213,11 +208,13 @@ class PAdamOptimizer(AdamOptimizer):
     decayed: ClassVar[tuple[str, ...] | None] = ("weight",)
     pull: ClassVar[Operator | None] = PULL
 
+    weight_decay: float = 0.0
     p: float = 1.0
     lambda_p: float = 0.01
 
     def __post_init__(self) -> None:
-        _refuse_decay(self.weight_decay)
+        if self.weight_decay:
+            raise ValueError("the p-norm's pull is the decay: give lambda_p and leave weight_decay at 0")
 
     @property
     def decay(self) -> float:
@@ -226,28 +223,13 @@ class PAdamOptimizer(AdamOptimizer):
 
 
 @dataclass(frozen=True)
-class PSGDOptimizer(SGDOptimizer):
-    """Stochastic gradient descent with momentum, then the p-norm's pull on the weights (arXiv 2404.10824).
+class PAdamOptimizer(_PNorm, AdamOptimizer):
+    """Adam, then the p-norm's pull on the weights (arXiv 2404.10824)."""
 
-    Args:
-        weight_decay: leave it at 0; the pull takes its place.
-        p: which norm: 2 is the usual decay, 1 a soft shrinkage, less is harder on small weights.
-        lambda_p: the strength of the pull.
-    """
 
-    decayed: ClassVar[tuple[str, ...] | None] = ("weight",)
-    pull: ClassVar[Operator | None] = PULL
-
-    p: float = 1.0
-    lambda_p: float = 0.01
-
-    def __post_init__(self) -> None:
-        _refuse_decay(self.weight_decay)
-
-    @property
-    def decay(self) -> float:
-        """The strength of the pull."""
-        return self.lambda_p
+@dataclass(frozen=True)
+class PSGDOptimizer(_PNorm, SGDOptimizer):
+    """Stochastic gradient descent with momentum, then the p-norm's pull on the weights (arXiv 2404.10824)."""
 
 
 Optimizer = AdamOptimizer | SGDOptimizer

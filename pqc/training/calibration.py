@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from pqc import engine, graph, pipeline
 from pqc.data import Split
-from pqc.names import BASE, BUFFERS, NEXT, THETA, UPDATED, layout
+from pqc.names import BASE, BUFFERS, NEXT, THETA, UPDATED, layout, unpacked
 from pqc.training.stages import set_values
 
 Arrays = dict[str, np.ndarray]
@@ -48,9 +48,6 @@ def calibrate(
         found = session.run({**{name: inputs[name] for name in inputs if name in known}, **fixed, **state})
         state |= {carried[name]: array for name, array in found.items()}
     for vector, flat in state.items():
-        start = 0
-        for name, shape, role in layout(model, vector):
-            end = start + int(np.prod(shape))
-            if role not in ("weight", "bias"):
-                values[name] = flat[start:end].reshape(shape)
-            start = end
+        states = {name for name, _, role in layout(model, vector) if role not in ("weight", "bias")}
+        found = unpacked(flat, layout(model, vector))
+        values.update({name: array for name, array in found.items() if name in states})

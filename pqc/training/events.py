@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph
-from pqc.masking import Builder, Program, hard_masks, hard_weights, masks, scores, states_after
+from pqc.masking import Builder, Program, Recipe, hard_masks, hard_weights, masks, scores, states_after
 from pqc.method import PRUNE, RAMP, Budget
 from pqc.training.budget import prune_counts, ranked
 
@@ -59,29 +59,25 @@ class Events:
         """
         self._allocate("end", values, controls)
         feeds = self.feeds(values, controls)
-        found = Program(self.model, hard_masks).run(feeds)
+        found = self._program("hard_masks", hard_masks).run(feeds)
         if sparsity is not None:
             found |= self._cut(feeds, sparsity)
         full = {
             name: np.broadcast_to(found[name], self.layouts[name].stored).astype(np.float32) for name in self.weights
         }
-        return full, Program(self.model, hard_weights).run(feeds)
+        return full, self._program("hard_weights", hard_weights).run(feeds)
 
     def sparsity(self, values: Arrays, controls: Mapping[str, float]) -> float:
         """The share of the prunable weights that the hard masks take out as things stand."""
-        found = self._hard.run(self.feeds(values, controls))
+        found = self._program("hard_masks", hard_masks).run(self.feeds(values, controls))
         kept = sum(float(mask.mean()) * self.weights[name] for name, mask in found.items())
         return 1 - kept / max(sum(self.weights.values()), 1)
 
-    @cached_property
-    def _hard(self) -> Program:
-        return Program(self.model, hard_masks)
-
     def _cut(self, feeds: Mapping[str, np.ndarray], sparsity: float) -> Arrays:
         learned = [str(site.weight.name) for site in self.sites if site.method.budget() is None]
-        found = Program(self.model, scores).run(feeds)
         if not learned:
             return {}
+        found = self._program("scores", scores).run(feeds)
         kept = ranked([found[name] for name in learned], [self.weights[name] for name in learned], sparsity)
         return {name: self.layouts[name].back(mask) for name, mask in zip(learned, kept, strict=True)}
 
@@ -105,9 +101,9 @@ class Events:
     def _apply(self, pick: str, values: Arrays, controls: Mapping[str, float]) -> None:
         values.update(self._program(pick, states_after(pick)).run(self.feeds(values, controls)))
 
-    def _program(self, name: str, recipe: object) -> Program:
+    def _program(self, name: str, recipe: Recipe) -> Program:
         if name not in self._programs:
-            self._programs[name] = Program(self.model, recipe)  # type: ignore[arg-type]
+            self._programs[name] = Program(self.model, recipe)
         return self._programs[name]
 
     def feeds(self, values: Arrays, controls: Mapping[str, float]) -> dict[str, np.ndarray]:

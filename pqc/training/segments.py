@@ -7,6 +7,7 @@ from typing import Any
 
 from pqc import curves
 from pqc.errors import TrainingError
+from pqc.method import Method
 from pqc.schedule import Schedule
 from pqc.schedule_sections import Constraint, Phase
 
@@ -95,28 +96,30 @@ def check_length(schedule: Schedule, per_epoch: int) -> None:
     Raises:
         TrainingError: says how many epochs or batches are needed.
     """
-    phase, batches = schedule.phases.training, schedule.phases.calibration.batches
-    if schedule.method is None:
+    method, batches, phase = schedule.method, schedule.phases.calibration.batches, schedule.phases.training
+    if method is None:
         return
-    if batches > per_epoch:
-        raise TrainingError(
-            f"there are {per_epoch} batches to calibrate on, not {batches}",
-            at="phases.calibration.batches",
-            hint="lower it, or training.batch",
-        )
-    # Masks that are chosen when an epoch begins are chosen right after calibration.
-    budget = schedule.method.budget()
-    late = budget is not None and budget.when == "epoch"
-    if batches and not phase.epochs and schedule.method.needed_epochs(batches) > 1 + late:
-        raise TrainingError(
-            f"{batches} batches are too few for the masks to be found",
-            at="phases.calibration.batches",
-            hint="calibrate on more, or lower pruning.options.batches or start_epoch",
-        )
-    needed = schedule.method.needed_epochs(per_epoch)
-    if not batches and needed > phase.epochs * phase.rounds > 0:
+    if batches:
+        _check_calibration(method, batches, per_epoch, alone=not phase.epochs)
+        return
+    needed = method.needed_epochs(per_epoch)
+    if needed > phase.epochs * phase.rounds > 0:
         raise TrainingError(
             f"the masks would never be found: they need {needed} epochs of {per_epoch} batches",
             at="phases.training.epochs",
             hint="train longer, or lower pruning.options.start_epoch or batches",
         )
+
+
+def _check_calibration(method: Method, batches: int, per_epoch: int, *, alone: bool) -> None:
+    """Refuse more batches than there are, or, where masks come from them alone, too few to find masks."""
+    place = "phases.calibration.batches"
+    if batches > per_epoch:
+        hint = "lower it, or training.batch"
+        raise TrainingError(f"there are {per_epoch} batches to calibrate on, not {batches}", at=place, hint=hint)
+    budget = method.budget()
+    # Masks that are chosen when an epoch begins are chosen right after calibration.
+    late = budget is not None and budget.when == "epoch"
+    if alone and method.needed_epochs(batches) > 1 + late:
+        hint = "calibrate on more, or lower pruning.options.batches or start_epoch"
+        raise TrainingError(f"{batches} batches are too few for the masks to be found", at=place, hint=hint)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from pqc import engine, graph, masking, metrics, pipeline
 from pqc.data import Split
 from pqc.functions.optimizers import make_optimizer
-from pqc.names import BUFFERS, LOSS, TARGET, THETA, Slice, layout
+from pqc.names import BUFFERS, LOSS, TARGET, THETA, Slice, by_role, layout, unpacked
 from pqc.options import quote, write
 from pqc.schedule import Schedule
 from pqc.training.state import TrainingState
@@ -82,7 +82,7 @@ class Stage:
         self.stepper = Stepper(step, self.optimizer, device=device, threads=threads)
         self.load(state)
         if schedule.training.decays:
-            self.stepper.set_decays(self._by_role(schedule.training.decays, 0.0))
+            self.stepper.set_decays(by_role(self.layout, schedule.training.decays, 0.0))
         self.controls: dict[str, float] = {}
 
     @property
@@ -98,7 +98,7 @@ class Stage:
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
         """Set the learning rates' multipliers by role; one for the rest."""
-        self.stepper.set_rates(self._by_role(rates, 1.0))
+        self.stepper.set_rates(by_role(self.layout, rates, 1.0))
 
     def evaluate(self, split: Split) -> Evaluation:
         """Loss, metric and first output over all rows of `split`, with the parameters as they are now."""
@@ -118,12 +118,11 @@ class Stage:
     def unpack(self, state: TrainingState) -> None:
         """Copy parameters, states and moments into `state`, by name."""
         flat = self.stepper.state()
-        for name, part, shape in self._places(BUFFERS):
-            state.values[name] = flat[BUFFERS][part].reshape(shape)
-        for name, part, shape in self._places(THETA):
-            state.values[name] = flat[THETA][part].reshape(shape)
-            for slot in self.optimizer.slots:
-                state.moments.setdefault(slot, {})[name] = flat[slot][part].reshape(shape)
+        for vector in (BUFFERS, THETA):
+            if self.layouts[vector]:
+                state.values.update(unpacked(flat[vector], self.layouts[vector]))
+        for slot in self.optimizer.slots:
+            state.moments.setdefault(slot, {}).update(unpacked(flat[slot], self.layout))
 
     def load(self, state: TrainingState) -> None:
         """The inverse of `unpack`."""
@@ -131,23 +130,10 @@ class Stage:
         vectors = {name: self._flat(state.values, name) for name in (THETA, BUFFERS) if self.layouts[name]}
         self.stepper.load_state({**vectors, **moments})
 
-    def _places(self, vector: str) -> list[tuple[str, slice, tuple[int, ...]]]:
-        ends = np.cumsum([0, *(int(np.prod(shape)) for _, shape, _ in self.layouts[vector])])
-        return [
-            (name, slice(start, end), shape)
-            for (name, shape, _), start, end in zip(self.layouts[vector], ends, ends[1:], strict=False)
-        ]
-
     def _flat(self, arrays: Mapping[str, np.ndarray], vector: str) -> np.ndarray:
         slices = self.layouts[vector]
         pieces = [np.ravel(arrays.get(name, np.zeros(shape, np.float32))) for name, shape, _ in slices]
         return np.concatenate(pieces).astype(np.float32)
-
-    def _by_role(self, numbers: Mapping[str, float], default: float) -> np.ndarray:
-        pieces = [
-            np.full(int(np.prod(shape)), numbers.get(role, default), np.float32) for _, shape, role in self.layout
-        ]
-        return np.concatenate(pieces)
 
 
 def loss_pipeline(schedule: Schedule) -> str:

@@ -115,8 +115,7 @@ def save(state: TrainingState, path: Path) -> None:
         "steering": vars(state.steering),
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    with files.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    files.write_arrays(path, arrays)
 
 
 def load(path: Path) -> TrainingState:

@@ -77,8 +77,7 @@ def compress(
     rows = np.linspace(0, len(split) - 1, min(CALIBRATION_ROWS, len(split))).astype(int)
     sample, _ = split.take(rows)
     path = folder / "calibration.npz"
-    with files.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **sample)  # type: ignore[arg-type]
+    files.write_arrays(path, sample)
     steps = pipeline.run(
         compressible,
         compress_pipeline(plan, path),

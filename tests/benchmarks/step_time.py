@@ -2,12 +2,12 @@
 
     make bench
 
-All train the same dense network (16-64-32-32-5) with a pruning method (`--method`, continuous sparsification by default;
-its budget and ramp at their ends), fixed point, cross entropy and Adam, on batches picked from the same arrays by index. The reference (pquant-ml on PyTorch) is timed twice: as its shipped
-configuration has it, and with equal quantizers. As it comes, it also rounds what enters each ReLU; with equal
-quantizers it has the same twelve as pqc (four weights, four biases, four layer inputs). Each side runs in a process of
-its own; rounds alternate, so that all meet the same machine. The reference goes into an environment of its own, which
-`make bench` sets up.
+All train the same dense network (16-64-32-32-5) with a pruning method (`--method`, continuous sparsification by
+default; its budget and ramp at their ends), fixed point, cross entropy and Adam, on batches picked from the same arrays
+by index. The reference (pquant-ml on PyTorch) is timed twice: as its shipped configuration has it, and with equal
+quantizers. As it comes, it also rounds what enters each ReLU; with equal quantizers it has the same twelve as pqc (four
+weights, four biases, four layer inputs). Each side runs in a process of its own; rounds alternate, so that all meet the
+same machine. The reference goes into an environment of its own, which `make bench` sets up.
 """
 
 from __future__ import annotations
