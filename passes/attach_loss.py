@@ -9,7 +9,8 @@ import onnx_ir as ir
 from pqc import graph, layers, library
 from pqc.errors import PassError, UnsupportedError
 from pqc.functions.losses import LOSSES
-from pqc.masking import Builder, masks
+from pqc.mask_nodes import Builder
+from pqc.mask_sites import masks
 from pqc.names import HEAD, LOSS, OUTPUTS, TARGET
 from pqc.options import check_options, nearest
 from pqc.rewriting import Pass

@@ -7,7 +7,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from pqc import library
-from pqc.masking import Builder, masks, states_after
+from pqc.mask_nodes import Builder
+from pqc.mask_sites import masks
+from pqc.masking import states_after
 from pqc.names import UPDATED
 from pqc.rewriting import Pass
 from pqc.shapes import infer_shapes

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from pqc import graph, layers
 from pqc.functions.fixed import FIXED_POINT
 from pqc.functions.operator import PENALTY
-from pqc.masking import method_of
+from pqc.mask_sites import method_of
 from pqc.names import THETA, layout
 from pqc.rewriting import Meaning, Pass, close
 

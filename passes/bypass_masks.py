@@ -6,7 +6,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from pqc import graph
-from pqc.masking import masks
+from pqc.mask_sites import masks
 from pqc.rewriting import CHANGES, Meaning, Pass
 
 

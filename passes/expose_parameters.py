@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, masking
-from pqc.masking import Parameter
+from pqc.mask_sites import Parameter
 from pqc.names import BASE, BUFFERS, LAYOUT, NEXT, THETA, UPDATED
 from pqc.rewriting import Pass
 

@@ -12,7 +12,7 @@ from pqc import graph, library
 from pqc import layers as networks
 from pqc.curves import parse
 from pqc.errors import PassError, UnsupportedError
-from pqc.masking import Builder, make_node
+from pqc.mask_nodes import Builder, make_node
 from pqc.method import Method
 from pqc.methods import make
 from pqc.rewriting import CHANGES, Meaning, Pass, explain

@@ -43,9 +43,9 @@ class Call:
 
     Args:
         operator: the function.
-        reads: its inputs in order: `weight`, `mask` (what the mask function gave), names of states and of controls,
-            and in `Method.update` also `input` and `output`: what enters and leaves the weight's layers in this step,
-            float32 [rows, channels], rows being samples times positions.
+        reads: its inputs in order: `weight`, names of states and of controls, `mask` (what the mask function gave,
+            unless a state has that name), and in `Method.update` also `input` and `output`: what enters and leaves
+            the weight's layers in this step, float32 [rows, channels], rows being samples times positions.
         sets: the states that its outputs become, "" for an output that is no state; empty where the output is a mask,
             a score or a penalty.
     """

@@ -9,7 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph
-from pqc.masking import Builder, Program, Recipe, hard_masks, hard_weights, masks, scores, states_after
+from pqc.mask_nodes import Builder
+from pqc.mask_sites import masks
+from pqc.masking import Program, Recipe, hard_masks, hard_weights, scores, states_after
 from pqc.method import PRUNE, RAMP, Budget
 from pqc.training.budget import prune_counts, ranked
 
