@@ -184,8 +184,9 @@ PULL = Operator(Proximal)
 
 @dataclass(frozen=True)
 class PAdamOptimizer(AdamOptimizer):
-    """Adam, then the p-norm's pull of strength lambda_p on the weights (arXiv 2404.10824); p = 1 shrinks softly."""
+    """AdamW, then the p-norm's pull of strength lambda_p on the weights (arXiv 2404.10824); p = 1 shrinks softly."""
 
+    decoupled: ClassVar[int] = 1
     decayed: ClassVar[tuple[str, ...] | None] = ("weight",)
     pull: ClassVar[Operator | None] = PULL
 

@@ -15,6 +15,7 @@ from pqc.method import Attribute, Budget, Call, Curve, Method, State
 from pqc.methods.structure import (
     STORED_MASK,
     check_choice,
+    check_no_pattern,
     check_pattern_fits,
     check_share,
     check_structure,
@@ -136,6 +137,7 @@ class MagnitudeMethod(Method):
         return None if self.pattern else Budget(self.sparsity, self.scope, when)  # type: ignore[arg-type]
 
     def aim(self, sparsity: float) -> Method:
+        check_no_pattern(self.pattern)
         return replace(self, sparsity=sparsity)
 
     def states(self) -> tuple[State, ...]:

@@ -12,7 +12,13 @@ from onnxscript import opset21 as op
 from pqc.functions.operator import GRADIENT, MASK, SCORE, Operator
 from pqc.functions.ranking import InputNorms, KeepLargest, KeepOfGroups, OutputNorms
 from pqc.method import Attribute, Budget, Call, Curve, Method, State
-from pqc.methods.structure import check_pattern_fits, check_share, check_structure, pattern_attributes
+from pqc.methods.structure import (
+    check_no_pattern,
+    check_pattern_fits,
+    check_share,
+    check_structure,
+    pattern_attributes,
+)
 
 
 @script(MASK, default_opset=op)
@@ -30,7 +36,7 @@ def SoftRank(weight: FLOAT, prune: FLOAT, ramp: FLOAT, temperature: float = 1e-5
     if inner * 2 > total:
         values, places = op.TopK(size, op.Reshape(total - inner + 1, one), axis=0, largest=1)
     else:
-        values, places = op.TopK(size, op.Reshape(inner + 1, one), axis=0, largest=0)
+        values, places = op.TopK(size, op.Reshape(op.Min(inner + 1, total), one), axis=0, largest=0)
     boundary = op.Slice(places, op.Constant(value_ints=[-2]), op.Constant(value_ints=[9223372036854775807]))
     pair = op.Slice(values, op.Constant(value_ints=[-2]), op.Constant(value_ints=[9223372036854775807]))
     threshold = op.ReduceMean(pair, keepdims=0)
@@ -188,6 +194,7 @@ class PDPMethod(Method):
         return None if self.pattern else Budget(self.sparsity, self.scope)  # type: ignore[arg-type]
 
     def aim(self, sparsity: float) -> Method:
+        check_no_pattern(self.pattern)
         return replace(self, sparsity=sparsity)
 
     def states(self) -> tuple[State, ...]:

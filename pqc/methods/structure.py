@@ -68,6 +68,16 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     return int(kept), int(group)
 
 
+def check_no_pattern(pattern: str) -> None:
+    """Refuse a sparsity target beside a pattern.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if pattern:
+        raise ValueError(f"the pattern {pattern} decides how much goes; leave out the target's sparsity")
+
+
 def check_pattern_fits(pattern: str, shape: tuple[int, ...]) -> None:
     """Refuse a weight that does not divide into groups.
 

@@ -15,6 +15,7 @@ from pqc.functions.ranking import KeepOfGroups
 from pqc.method import Attribute, Budget, Call, Method, State
 from pqc.methods.structure import (
     STORED_MASK,
+    check_no_pattern,
     check_pattern_fits,
     check_share,
     check_structure,
@@ -159,6 +160,7 @@ class WandaMethod(Method):
         return None if self.pattern else Budget(self.sparsity, self.scope)  # type: ignore[arg-type]
 
     def aim(self, sparsity: float) -> Method:
+        check_no_pattern(self.pattern)
         return replace(self, sparsity=sparsity)
 
     def needed_epochs(self, steps: int) -> int:
@@ -167,13 +169,14 @@ class WandaMethod(Method):
     def states(self) -> tuple[State, ...]:
         return (
             State("mask", lambda weight: np.ones(weight.shape, np.float32), trained=False),
-            State("squares", lambda weight: np.zeros(weight.shape[1], np.float32), trained=False),
+            State("squares", np.zeros_like, trained=False, per="input"),
             *(State(name, lambda weight: np.zeros((), np.float32), trained=False) for name in STATES[2:]),
         )
 
     def attributes(self) -> dict[str, Attribute]:
         counts = {"batches": float(self.batches), "start_epoch": float(self.start_epoch)}
-        return {**counts, **pattern_attributes(self.pattern)}
+        # Groups of one fit any weight where there is no pattern.
+        return {**counts, **(pattern_attributes(self.pattern) or {"keep": 0, "group": 1})}
 
     def check(self, shape: tuple[int, ...]) -> None:
         check_pattern_fits(self.pattern, shape)

@@ -221,7 +221,8 @@ class Trainer:
     def _restart_moments(self, stage: str) -> None:
         """Forget the optimizer's moments where a stage brings new parameters: their bias correction starts at one."""
         known = next(iter(self.state.moments.values()), {})
-        if stage == "training" and known and self.state.values.keys() - known.keys():
+        trained = {one.value.name for one in masking.parameters(self.compressible.graph)}
+        if stage == "training" and known and trained - known.keys():
             self.state.moments = {}
             self.state.advance(step=0)
 
