@@ -63,9 +63,13 @@ class AttachOptimizer(Pass):
         outputs = [ir.val(name + NEXT, ir.DataType.FLOAT, size) for name in (THETA, *optimizer.slots)]
         domain, operator = optimizer.operator.key
         attributes = optimizer.attributes()
-        if self.decays and optimizer.pull is None:
+        moving = inputs
+        if optimizer.pull is not None:  # the input decay is the pull's strength, beside the step's own decay
+            own = np.array(optimizer.weight_decay, np.float32)
+            moving = [*inputs[:-1], graph.add_initializer(main, "optimizer.decay", own)]
+        elif self.decays:
             attributes["decays"] = 1
-        step = ir.node(operator, [*inputs, *moments], attributes, domain=domain, name="optimizer", outputs=outputs)
+        step = ir.node(operator, [*moving, *moments], attributes, domain=domain, name="optimizer", outputs=outputs)
         main.append(step)
         if optimizer.pull is not None:
             outputs[0] = _pulled(main, optimizer, step, inputs)

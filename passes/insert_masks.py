@@ -123,7 +123,9 @@ class _Writer:
         except ValueError as error:
             hint = "exclude the layer, or give it options of its own"
             raise UnsupportedError(f"{method.title}: {error}", at=f"weight '{weight.name}'", hint=hint) from error
-        values = self._inputs(weight, layout.seen(np.asarray(graph.constant(weight))), method)
+        channels = np.zeros(self.builder.layers[weight][0].channels("input"), np.float32)
+        seen = {"weight": layout.seen(np.asarray(graph.constant(weight))), "input": channels}
+        values = self._inputs(weight, seen, method)
         before: list[ir.Node] = []
         if "weight" in method.mask().reads:
             before, values["weight"] = layout.seen_nodes(target, self.main, self.names)
@@ -131,14 +133,15 @@ class _Writer:
         after, mask = layout.back_nodes(node.outputs[0], self.main, self.names)
         return [*before, node, *after], mask
 
-    def _inputs(self, weight: ir.Value, seen: np.ndarray, method: Method) -> dict[str, ir.Value]:
+    def _inputs(self, weight: ir.Value, seen: dict[str, np.ndarray], method: Method) -> dict[str, ir.Value]:
         values = {}
         for state in method.states():
             name = self.names.new(f"{weight.name}.{state.name}")
-            values[state.name] = graph.add_initializer(self.main, name, np.asarray(state.initial(seen), np.float32))
+            start = np.asarray(state.initial(seen[state.per]), np.float32)
+            values[state.name] = graph.add_initializer(self.main, name, start)
         for control, curve in method.controls().items():
             if control not in self.controls:
-                start = np.asarray(parse(curve)(0, 1), np.float32)
-                self.controls[control] = graph.add_initializer(self.main, self.names.new(control), start)
+                first = np.asarray(parse(curve)(0, 1), np.float32)
+                self.controls[control] = graph.add_initializer(self.main, self.names.new(control), first)
             values[control] = self.controls[control]
         return values

@@ -337,11 +337,16 @@ def _reporter(flags: dict[str, Any]) -> Any:
     return Reporter(tables.ERRORS, quiet=flags["quiet"])
 
 
+class _Explanations(logging.Handler):
+    """Writes to standard error as it is at the time: a caller in the same process may have closed an earlier one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
+
+
 def _listen_to_explanations() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("pqc.explain")
-    logger.addHandler(handler)
+    logger.handlers = [_Explanations()]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 

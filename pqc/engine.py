@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from pqc import graph, library
 from pqc.errors import EnvironmentFault, GraphError, UnsupportedError
+from pqc.functions.operator import Key
 
 ENGINE_VERSION = "1.19.2"
 WHEELS = {"cpu": "onnxruntime-training-cpu", "cuda": "onnxruntime-training"}
@@ -28,9 +29,7 @@ REPAIR = repair_command()
 
 @cache
 def bindings() -> ModuleType:
-    """The C bindings of the training build, with every gradient of pqc registered.
-
-    The registry is global to the process and keeps the first entry of a key.
+    """The C bindings of the training build.
 
     Raises:
         EnvironmentFault: onnxruntime is missing, or another build lies in its folder.
@@ -45,14 +44,19 @@ def bindings() -> ModuleType:
             "onnxruntime is in place, but not its training build (another package has overwritten it)",
             hint=f"run: {REPAIR}, or `pqc doctor --repair`",
         )
-    for (domain, name), one in library.derivatives().items():
-        assert one.gradient is not None
-        definition = state.GradientNodeDefinition()
-        definition.op_type, definition.domain = one.gradient.name, one.gradient.opset.domain
-        definition.inputs, definition.outputs = list(one.arguments), list(one.results)
-        definition.attributes = []
-        state.register_gradient_definition(f"{domain}::{name}", [definition])
     return state
+
+
+@cache
+def _register(key: Key) -> None:
+    """Tell the engine an operator's gradient; its registry is global to the process and keeps the first entry."""
+    one, state = library.derivatives()[key], bindings()
+    assert one.gradient is not None
+    definition = state.GradientNodeDefinition()
+    definition.op_type, definition.domain = one.gradient.name, one.gradient.opset.domain
+    definition.inputs, definition.outputs = list(one.arguments), list(one.results)
+    definition.attributes = []
+    state.register_gradient_definition("::".join(key), [definition])
 
 
 def gradient_graph(proto: onnx.ModelProto, loss: str, parameters: Sequence[str]) -> onnx.ModelProto:
@@ -62,6 +66,8 @@ def gradient_graph(proto: onnx.ModelProto, loss: str, parameters: Sequence[str])
         UnsupportedError: an operator on the way has no gradient, or a parameter does not reach the loss.
     """
     state = bindings()
+    for key in library.derivatives():
+        _register(key)
     options = state.SessionOptions()
     options.log_severity_level = 4
     try:

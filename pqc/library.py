@@ -1,4 +1,7 @@
-"""Every operator of pqc by domain and name, and their bodies for a graph that uses them."""
+"""Every operator of pqc by domain and name, and their bodies for a graph that uses them.
+
+The table of methods is read anew each time: a method that is put in it is known here at once.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,38 @@ from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
 from pqc.functions.quant import QUANT
 from pqc.functions.ranking import RANKINGS
 from pqc.functions.standard import GRADIENTS, StandardGradient
+from pqc.method import Method
 from pqc.methods import TABLE as METHODS
 
 Differentiable = Operator | StandardGradient
 
 
-@cache
 def operators() -> dict[Key, Operator]:
     """The operators of quantizers, losses, optimizers and methods."""
+    return _operators(tuple(METHODS.values()))
+
+
+def bodies() -> dict[Key, onnx.FunctionProto]:
+    """The function bodies, forward and backward."""
+    return _bodies(tuple(METHODS.values()))
+
+
+def derivatives() -> dict[Key, Differentiable]:
+    """What has a gradient of pqc's own, by domain and name of the forward operator."""
+    return _derivatives(tuple(METHODS.values()))
+
+
+@cache
+def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
     found = [QUANT, FIXED_POINT, CLIP_BY_NORM, PULL, *RANKINGS, *LOSSES.values(), *DISTILLATION.values()]
     found += [optimizer.operator for optimizer in OPTIMIZERS.values()]
-    found += [operator for method in METHODS.values() for operator in method.operators]
+    found += [operator for method in methods for operator in method.operators]
     return {operator.key: operator for operator in found}
 
 
 @cache
-def bodies() -> dict[Key, onnx.FunctionProto]:
-    """The function bodies, forward and backward."""
-    found = [body for operator in operators().values() for body in operator.bodies()]
+def _bodies(methods: tuple[type[Method], ...]) -> dict[Key, onnx.FunctionProto]:
+    found = [body for operator in _operators(methods).values() for body in operator.bodies()]
     found += [one.gradient.to_function_proto() for one in GRADIENTS]
     for body in found:
         _import_domains(body)
@@ -47,9 +64,8 @@ def _import_domains(body: onnx.FunctionProto) -> None:
 
 
 @cache
-def derivatives() -> dict[Key, Differentiable]:
-    """What has a gradient of pqc's own, by domain and name of the forward operator."""
-    own = {key: operator for key, operator in operators().items() if operator.gradient is not None}
+def _derivatives(methods: tuple[type[Method], ...]) -> dict[Key, Differentiable]:
+    own = {key: operator for key, operator in _operators(methods).items() if operator.gradient is not None}
     return {**own, **{("", one.name): one for one in GRADIENTS}}
 
 

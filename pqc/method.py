@@ -28,13 +28,16 @@ class State:
 
     Args:
         name: its name in the method's functions; `<weight>.<name>` in the graph.
-        initial: the starting value for a weight in the layout that the method sees, float32.
+        initial: the starting value, float32, from a weight in the layout that the method sees.
         trained: whether the optimizer moves it.
+        per: what `initial` takes: the `weight`, or zeros for the channels of its layer's `input`, which are more than
+            the weight's second axis counts where a convolution has groups.
     """
 
     name: str
     initial: Callable[[Array], Array]
     trained: bool = True
+    per: Literal["weight", "input"] = "weight"
 
 
 @dataclass(frozen=True)

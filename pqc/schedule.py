@@ -63,15 +63,15 @@ class Schedule(Section):
     def _masks_are_learned(cls, phases: Phases, info: ValidationInfo) -> Phases:
         if _method(info) and not phases.training.epochs and not phases.calibration.batches:
             raise ValueError("a pruning method needs phases.training.epochs; without training its masks mean nothing")
+        for phase in (phases.pretraining, phases.training, phases.fine_tuning):
+            refuse_unknown(phase.rates or {}, _roles(_method(info)), "rates: no role")
         return phases
 
     @field_validator("training")
     @classmethod
     def _roles_exist(cls, training: Training, info: ValidationInfo) -> Training:
-        method = _method(info)
-        roles = ["weight", "bias", *(state.name for state in (method.states() if method else ()) if state.trained)]
         for key in ("rates", "decays"):
-            refuse_unknown(getattr(training, key), roles, f"{key}: no role")
+            refuse_unknown(getattr(training, key), _roles(_method(info)), f"{key}: no role")
         return training
 
     @field_validator("distill")
@@ -118,6 +118,11 @@ def _method(info: ValidationInfo) -> Method | None:
     """The schedule's pruning method, or None; also where a section before is wrong itself."""
     pruning, target = info.data.get("pruning"), info.data.get("target")
     return None if pruning is None or target is None else _aimed(pruning, target)
+
+
+def _roles(method: Method | None) -> list[str]:
+    """What learning rates and decays can tell apart."""
+    return ["weight", "bias", *(state.name for state in (method.states() if method else ()) if state.trained)]
 
 
 def _aimed(pruning: Pruning, target: Target, changes: Mapping[str, Setting] | None = None) -> Method | None:

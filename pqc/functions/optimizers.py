@@ -200,7 +200,7 @@ class _PNorm:
     """What the optimizers with a p-norm's pull on the weights have in common (arXiv 2404.10824).
 
     Args:
-        weight_decay: leave it at 0; the pull takes its place.
+        weight_decay: the step's own decay of all parameters, beside the pull.
         p: which norm: 2 is the usual decay, 1 a soft shrinkage, less is harder on small weights.
         lambda_p: the strength of the pull.
     """
@@ -212,10 +212,6 @@ class _PNorm:
     p: float = 1.0
     lambda_p: float = 0.01
 
-    def __post_init__(self) -> None:
-        if self.weight_decay:
-            raise ValueError("the p-norm's pull is the decay: give lambda_p and leave weight_decay at 0")
-
     @property
     def decay(self) -> float:
         """The strength of the pull."""
@@ -224,7 +220,9 @@ class _PNorm:
 
 @dataclass(frozen=True)
 class PAdamOptimizer(_PNorm, AdamOptimizer):
-    """Adam, then the p-norm's pull on the weights (arXiv 2404.10824)."""
+    """AdamW, then the p-norm's pull on the weights (arXiv 2404.10824)."""
+
+    decoupled: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)

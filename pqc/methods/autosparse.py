@@ -14,8 +14,11 @@ from pqc.methods.thresholds import Threshold
 
 
 @script(MASK, default_opset=op)
-def AutoSparse(weight: FLOAT, threshold: FLOAT, alpha: FLOAT, pressure: FLOAT) -> FLOAT:
-    """max(|w| - sigmoid(t), 0) / |w|, so that the pruned weight is sign(w) max(|w| - sigmoid(t), 0); 0 where w is."""
+def AutoSparse(weight: FLOAT, threshold: FLOAT, alpha: FLOAT, pressure: FLOAT, backward_sparsity: int = 0) -> FLOAT:
+    """max(|w| - sigmoid(t), 0) / |w|, so that the pruned weight is sign(w) max(|w| - sigmoid(t), 0); 0 where w is.
+
+    The node carries backward_sparsity for its gradient's sake.
+    """
     size = op.Abs(weight)
     return op.Max(size - op.Sigmoid(threshold), 0.0) / op.Max(size, 1e-30)
 

@@ -37,7 +37,7 @@ def SoftRank(weight: FLOAT, prune: FLOAT, ramp: FLOAT, temperature: float = 1e-5
     if inner * 2 > total:
         values, places = op.TopK(size, op.Reshape(total - inner + 1, one), axis=0, largest=1)
     else:
-        values, places = op.TopK(size, op.Reshape(inner + 1, one), axis=0, largest=0)
+        values, places = op.TopK(size, op.Reshape(op.Min(inner + 1, total), one), axis=0, largest=0)
     boundary = op.Slice(places, op.Constant(value_ints=[-2]), op.Constant(value_ints=[9223372036854775807]))
     pair = op.Slice(values, op.Constant(value_ints=[-2]), op.Constant(value_ints=[9223372036854775807]))
     threshold = op.ReduceMean(pair, keepdims=0)

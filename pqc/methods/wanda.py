@@ -175,13 +175,14 @@ class WandaMethod(Method):
     def states(self) -> tuple[State, ...]:
         return (
             State("mask", lambda weight: np.ones(weight.shape, np.float32), trained=False),
-            State("squares", lambda weight: np.zeros(weight.shape[1], np.float32), trained=False),
+            State("squares", np.zeros_like, trained=False, per="input"),
             *(State(name, lambda weight: np.zeros((), np.float32), trained=False) for name in STATES[2:]),
         )
 
     def attributes(self) -> dict[str, Attribute]:
         counts = {"batches": float(self.batches), "start_epoch": float(self.start_epoch)}
-        return {**counts, **pattern_attributes(self.pattern)}
+        # Groups of one fit any weight where there is no pattern.
+        return {**counts, **(pattern_attributes(self.pattern) or {"keep": 0, "group": 1})}
 
     def check(self, shape: tuple[int, ...]) -> None:
         check_pattern_fits(self.pattern, shape)

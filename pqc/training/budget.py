@@ -42,7 +42,7 @@ def ranked(scores: Sequence[np.ndarray], weights: Sequence[int], sparsity: float
     spared = [unit for unit, score, count in zip(last, scores, weights, strict=True) if count > score.size]
     order = np.concatenate([np.array(spared, int), order[~np.isin(order, spared)]])
     held = np.cumsum(sizes[order])
-    wanted = np.rint((1 - sparsity) * sizes.sum())
+    wanted = sizes.sum() - np.rint(sparsity * sizes.sum())
     # As many of the best units as come nearest to the wanted number of weights.
     count = int(np.searchsorted(held, wanted))
     if count < held.size and held[count] - wanted <= wanted - (held[count - 1] if count else 0):

@@ -27,9 +27,11 @@ class Events:
 
     def __init__(self, compressible: ir.Model) -> None:
         self.model = compressible
-        self.sites = list(masks(compressible.graph))
-        self.weights = {str(site.weight.name): graph.stored(site.weight).size for site in self.sites}
         builder = Builder(compressible.graph)
+        found = {site.weight: site for site in masks(compressible.graph)}
+        # In the order of the layers, which decides among equal scores.
+        self.sites = [found[weight] for weight in builder.layers if weight in found]
+        self.weights = {str(site.weight.name): graph.stored(site.weight).size for site in self.sites}
         self.layouts = {str(site.weight.name): builder.layout(site.weight, site.method) for site in self.sites}
         self._programs: dict[str, Program] = {}
 
@@ -57,8 +59,12 @@ class Events:
         Args:
             values: parameters and states by name.
             controls: the annealed scalars as they are at the end.
-            sparsity: keep exactly the best by score where thresholds are learned, or None.
+            sparsity: the share to prune: by score where thresholds are learned, the whole budget where there is one; or
+                None.
         """
+        if sparsity is not None and controls.get(RAMP, 1.0) < 1:
+            controls = {**controls, RAMP: 1.0}  # the target holds, even where training ends before the ramp does
+            self.begin_epoch(values, controls)
         self._allocate("end", values, controls)
         feeds = self.feeds(values, controls)
         found = self._program("hard_masks", hard_masks).run(feeds)
@@ -76,7 +82,8 @@ class Events:
         return 1 - kept / max(sum(self.weights.values()), 1)
 
     def _cut(self, feeds: Mapping[str, np.ndarray], sparsity: float) -> Arrays:
-        learned = [str(site.weight.name) for site in self.sites if site.method.budget() is None]
+        methods = {str(site.weight.name): site.method for site in self.sites}
+        learned = [name for name, method in methods.items() if method.budget() is None and method.hard_mask() is None]
         if not learned:
             return {}
         found = self._program("scores", scores).run(feeds)
