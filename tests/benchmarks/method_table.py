@@ -6,7 +6,8 @@ Every run has the same budget: 40 epochs in which masks are learned and 100 with
 batches, learning rate and data of `cs-demo`. Methods that rank are given the share to prune; those that learn
 thresholds get it as a target; patterns keep so many of a group, and activation pruning prunes whole outputs. With seed 0
 the firmware of every method is compiled too and compared on all test jets. A run that is finished is not repeated: its
-result lies in the folder, so the command goes on where it was stopped. The tables go into docs/results.md.
+result lies in the folder, so the command goes on where it was stopped. The tables go into docs/results.md and
+docs/methods.md.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MODEL = "jet_tagger"
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 SEEDS = (0, 1, 2)
 PATTERNS = ("2:4", "1:4", "1:8", "1:16")
-PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("results.md", "methods.md")]
 BEGIN, END = "<!-- method table: written by tests/benchmarks/method_table.py -->", "<!-- end of method table -->"
 
 
@@ -172,13 +173,13 @@ def cell(summaries: list[dict[str, Any]]) -> str:
 
 
 def write(found: dict[Run, dict[str, Any]]) -> None:
-    """Put the tables between the marks of the page."""
-    text = PAGE.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
+    """Put the tables between the marks of the pages."""
     float_accuracy = 100 * next(iter(found.values()))["float"]["accuracy"]
     head = f"The float model has {float_accuracy:.2f} %. In brackets: the weights that are not zero once rounded.\n"
-    PAGE.write_text(f"{before}{BEGIN}\n{head}" + "\n".join(lines(found)) + f"\n\n{END}{after}")
+    for page in PAGES:
+        before, rest = page.read_text().split(BEGIN)
+        _, after = rest.split(END)
+        page.write_text(f"{before}{BEGIN}\n\n{head}" + "\n".join(lines(found)) + f"\n\n{END}{after}")
 
 
 def main() -> None:
