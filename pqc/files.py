@@ -23,6 +23,9 @@ def replacing(path: Path) -> Iterator[Path]:
     # A name that is known before the file is made: an interrupt between the two leaves nothing behind.
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
+        if path.exists() and not path.is_file():
+            reason = "it is a folder" if path.is_dir() else "it is a device"
+            raise PqcError(f"cannot write the file: {reason}", at=str(path), hint="give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

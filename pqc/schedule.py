@@ -12,8 +12,9 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from pqc import curves
 from pqc.errors import ScheduleError
-from pqc.method import Method
+from pqc.method import RAMP, Method
 from pqc.methods import make
 from pqc.options import nearest
 from pqc.reference_config import Converted, convert, detects, their_settings
@@ -61,7 +62,11 @@ class Schedule(Section):
     @field_validator("phases")
     @classmethod
     def _masks_are_learned(cls, phases: Phases, info: ValidationInfo) -> Phases:
-        if _method(info) and not phases.training.epochs and not phases.calibration.batches:
+        method = _method(info)
+        # What training alone moves is no score before it.
+        learned = {state.name for state in method.states() if state.trained} if method else set()
+        calibrates = phases.calibration.batches and method and not set(method.score().reads) <= learned
+        if method and not phases.training.epochs and not calibrates:
             raise ValueError("a pruning method needs phases.training.epochs; without training its masks mean nothing")
         for phase in (phases.pretraining, phases.training, phases.fine_tuning):
             refuse_unknown(phase.rates or {}, _roles(_method(info)), "rates: no role")
@@ -87,6 +92,8 @@ class Schedule(Section):
     def _controls_exist(cls, controls: dict[str, Curve], info: ValidationInfo) -> dict[str, Curve]:
         method = _method(info)
         refuse_unknown(controls, list(method.controls()) if method else [], "no control")
+        if RAMP in controls and not _is_share(controls[RAMP]):
+            raise ValueError(f"{RAMP} is a share from 0 to 1, not {controls[RAMP]}")
         if method and method.strength in controls and method.penalty() is None:
             raise ValueError(
                 f"'{method.strength}' is zero in pruning.options, so there is no penalty; give it there too"
@@ -118,6 +125,12 @@ def _method(info: ValidationInfo) -> Method | None:
     """The schedule's pruning method, or None; also where a section before is wrong itself."""
     pruning, target = info.data.get("pruning"), info.data.get("target")
     return None if pruning is None or target is None else _aimed(pruning, target)
+
+
+def _is_share(text: str | float) -> bool:
+    """Whether a curve stays between 0 and 1, tried at a few places."""
+    curve = curves.parse(text)
+    return all(0 <= curve(n, 9) <= 1 for n in range(9))
 
 
 def _roles(method: Method | None) -> list[str]:

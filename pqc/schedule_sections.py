@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Annotated, Any, Literal
@@ -73,7 +74,15 @@ Bits = Annotated[
     PlainSerializer(lambda kind: None if kind is None else [kind.k, kind.i, kind.f]),
 ]
 Curve = Annotated[str | float, BeforeValidator(_curve)]
-Setting = bool | int | float | str
+
+
+def _setting(value: object) -> object:
+    if not isinstance(value, bool | int | float | str) or value in (math.inf, -math.inf) or value != value:
+        raise ValueError("an option is a finite number, true, false or text")
+    return value
+
+
+Setting = Annotated[bool | int | float | str, BeforeValidator(_setting)]
 LearningRate = Annotated[str | float, BeforeValidator(_rate)]
 
 
@@ -221,7 +230,7 @@ class Phase(Section):
 class TrainingPhase(Phase):
     """The stretch in which masks are learned, once per round."""
 
-    rounds: Annotated[int, Field(ge=1)] = 1
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
     rewind: Literal["never", "every-round", "post-training-stage"] = "never"
     rewind_what: tuple[Literal["weights", "biases", "states", "moments"], ...] = ("weights",)
     save_weights_epoch: Annotated[int, Field(ge=-1)] = -1

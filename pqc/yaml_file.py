@@ -10,6 +10,12 @@ import yaml
 from pqc.errors import ScheduleError
 
 HINT = "docs/schedules.md shows a whole schedule"
+MAX_DEPTH = 50
+_OPENING = (
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 # What PyYAML lets through: numbers and dates that Python refuses, and nesting beyond its stack.
 _ERRORS = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 
@@ -47,7 +53,7 @@ class Document:
         self.label = label
         self.notes: list[Note] = []
         try:
-            self._refuse_references(text)
+            _check_tokens(text, label)
             self._root = yaml.compose(text, Loader=yaml.SafeLoader)
             self.content: Any = yaml.safe_load(text)
         except _ERRORS as error:
@@ -72,13 +78,6 @@ class Document:
         """The dotted key at `location`, and its place: file and line."""
         return ".".join(location), f"{self.label}:{self.line(location)}"
 
-    def _refuse_references(self, text: str) -> None:
-        """A few references can stand for more than memory holds, and no schedule needs them."""
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AliasToken):
-                place = f"{self.label}:{token.start_mark.line + 1}"
-                raise ScheduleError("references (*name) are not taken", at=place, hint="write the value out")
-
     def _refuse_twins(self, node: Any) -> None:
         if not isinstance(node, yaml.MappingNode):
             return
@@ -102,13 +101,28 @@ def value(text: str, key: str) -> Any:
         ScheduleError: not YAML.
     """
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise ValueError("references are not taken")
+        _check_tokens(text, f"--set {key}", lines=False)
         return yaml.safe_load(text)
     except _ERRORS as error:
         raise ScheduleError(
             f"not YAML: {_reason(error)}", at=f"--set {key}", hint="quote text for the shell"
         ) from error
+
+
+def _check_tokens(text: str, label: str, *, lines: bool = True) -> None:
+    """Refuse references, a few of which can stand for more than memory holds, and deep nesting, which reads for hours.
+
+    Raises:
+        ScheduleError: names the line.
+    """
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        place = f"{label}:{token.start_mark.line + 1}" if lines else label
+        if depth > MAX_DEPTH:
+            raise ScheduleError("not YAML: nested too deeply", at=place, hint=HINT)
+        if isinstance(token, yaml.AliasToken):
+            raise ScheduleError("references (*name) are not taken", at=place, hint="write the value out")
 
 
 def _reason(error: Exception) -> str:

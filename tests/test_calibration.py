@@ -10,7 +10,7 @@ import pytest
 
 import reference_pruning as reference
 from pqc import data, graph, pipeline, schedule, workflows
-from pqc.errors import DataError, TrainingError
+from pqc.errors import DataError, ScheduleError, TrainingError
 from pqc.models import TABLE
 from pqc.training.stages import values_of
 from pqc.training.trainer import Trainer
@@ -67,7 +67,7 @@ def test_wanda_adds_up_the_inputs_of_the_batches_and_leaves_weights_alone(jets: 
             assert np.array_equal(trainer.state.values[name], array), name
 
 
-@pytest.mark.parametrize("method", ["wanda", "magnitude", "pdp", "mdmm", "cs"])
+@pytest.mark.parametrize("method", ["wanda", "magnitude", "pdp", "mdmm", "dst"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
 def test_a_target_is_met_to_one_weight_without_training(
     jets: Path, tmp_path: Path, method: str, sparsity: float
@@ -141,3 +141,26 @@ def test_training_needs_labels(unlabelled: Path, tmp_path: Path) -> None:
     source = workflows.resolve(TABLE["jet_tagger"].path())
     with pytest.raises(DataError, match="no target"):
         workflows.run(source, plan, unlabelled, tmp_path, workflows.RunOptions(hls=False))
+
+
+def test_gates_that_only_training_moves_are_no_score(jets: Path, tmp_path: Path) -> None:
+    with pytest.raises(ScheduleError, match="without training its masks mean nothing"):
+        make_trainer(jets, tmp_path, **{"pruning.method": "cs", "pruning.options": "{}"})
+
+
+def test_a_step_of_more_batches_than_an_epoch_has_is_refused(jets: Path, tmp_path: Path) -> None:
+    settings = {**BATCHES, "training.accumulate": "29", "phases.fine_tuning.epochs": "1"}
+    with pytest.raises(TrainingError, match="a step takes 29 batches, and an epoch has 28"):
+        make_trainer(jets, tmp_path, **settings)
+
+
+@pytest.mark.parametrize("ramp", ["2", "linear(0, 1.5)", "-0.1"])
+def test_a_ramp_is_a_share(ramp: str) -> None:
+    with pytest.raises(ScheduleError, match="ramp is a share from 0 to 1"):
+        schedule.load("magnitude", {"controls.ramp": ramp})
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan", "1.0e+39", "[1]"])
+def test_options_are_finite_float32_numbers(value: str) -> None:
+    with pytest.raises(ScheduleError):
+        schedule.load("cs", {"pruning.options.threshold_init": value})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
+import numpy as np
+
 from pqc.errors import PassError
 from pqc.method import Method
 from pqc.methods.activation_pruning import ActivationPruningMethod
@@ -44,9 +46,19 @@ def make(name: str, options: Mapping[str, object]) -> Method:
     check_options(f"method '{name}'", options, [one.name for one in fields(method)])
     kinds = field_types(method)
     try:
-        return method(**{option: _value(value, kinds[option]) for option, value in options.items()})
-    except (ValueError, TypeError) as error:
+        found = method(**{option: _option(option, value, kinds[option]) for option, value in options.items()})
+        for option in options:
+            _check_float32(option, getattr(found, option))
+        return found
+    except (ValueError, TypeError, OverflowError) as error:
         raise PassError(f"method '{name}': {error}", hint="docs/methods.md lists its options") from error
+
+
+def _option(name: str, value: object, kind: object) -> object:
+    try:
+        return _value(value, kind)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _value(value: object, kind: object) -> object:
@@ -58,8 +70,14 @@ def _value(value: object, kind: object) -> object:
     if kind in (int, float):
         return _number(value, kind)
     if kind is str:
-        raise ValueError(f"expected text and got {value!r}")
+        raise ValueError(f"expected text and got {value!r}; put it in quotes")
     return value
+
+
+def _check_float32(option: str, value: object) -> None:
+    """Refuse a number that the graphs, which compute in float32, cannot hold."""
+    if isinstance(value, float) and not abs(value) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"{option} is a finite float32 number, not {value:g}")
 
 
 def _number(value: object, kind: object) -> int | float:

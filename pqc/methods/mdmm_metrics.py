@@ -82,7 +82,7 @@ def MDMMMagnitudeScore(weight: FLOAT, epsilon: float = 1e-3) -> FLOAT:
 def MDMMBlockSquares(weight: FLOAT, block: int = 1):
     """Squared norms [outputs, blocks, 1] of `block` neighbouring inputs of an output; zeros fill the last."""
     rows = op.Flatten(weight, axis=1)
-    width = op.Reshape(op.Constant(value_int=block), op.Constant(value_ints=[1]))
+    width = op.Min(op.Constant(value_int=block), op.Shape(rows, start=1))
     missing = op.Mod(op.Neg(op.Shape(rows, start=1)), width)
     padded = op.Pad(rows, op.Concat(op.Constant(value_ints=[0, 0, 0]), missing, axis=0))
     form = op.Concat(op.Shape(rows, end=1), op.Constant(value_ints=[-1]), width, axis=0)
@@ -117,9 +117,9 @@ def MDMMBlocks(
 def MDMMBlockScore(weight: FLOAT, block: int = 1, epsilon: float = 1e-3) -> FLOAT:
     """The block's norm - epsilon, for each of its weights."""
     score = op.Sqrt(MDMMBlockSquares(weight, block=block)) - op.Constant(value_float=epsilon)
-    width = op.Reshape(op.Constant(value_int=block), op.Constant(value_ints=[1]))
-    rows = op.Flatten(op.Expand(score, op.Concat(op.Constant(value_ints=[1, 1]), width, axis=0)), axis=1)
     inputs = op.Shape(op.Flatten(weight, axis=1), start=1)
+    width = op.Min(op.Constant(value_int=block), inputs)
+    rows = op.Flatten(op.Expand(score, op.Concat(op.Constant(value_ints=[1, 1]), width, axis=0)), axis=1)
     kept = op.Slice(rows, op.Constant(value_ints=[0]), inputs, op.Constant(value_ints=[1]))
     return op.Reshape(kept, op.Shape(weight))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Literal
 
 from onnxscript import FLOAT, script
@@ -64,10 +65,11 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     Raises:
         ValueError: not two numbers, or not fewer than there are.
     """
-    kept, separator, group = pattern.partition(":")
-    if not separator or not kept.isdigit() or not group.isdigit() or not 0 < int(kept) < int(group):
-        raise ValueError(f"a pattern is written like 2:4, two of four remain, and not '{pattern}'")
-    return int(kept), int(group)
+    match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", pattern)
+    kept, group = map(int, match.groups()) if match is not None else (0, 0)
+    if not 0 < kept < group:
+        raise ValueError(f"a pattern is written like 2:4, two of four remain, and not '{pattern[:100]}'")
+    return kept, group
 
 
 def resolve_scope(scope: str, structure: str) -> Literal["global", "layer"]:

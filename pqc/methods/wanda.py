@@ -83,7 +83,7 @@ def WandaUpdate(
     batches: float = 100.0,
     start_epoch: float = 0.0,
     keep: int = 0,
-    group: int = 4,
+    group: int = 1,
 ):
     """Add up the inputs' squares for so many batches; the mask is chosen when they are complete."""
     begun = op.Cast(epochs >= op.Constant(value_float=start_epoch), to=1)

@@ -87,7 +87,7 @@ def _keeps(constraint: Constraint, record: dict[str, Any]) -> bool:
 
 
 def check_length(schedule: Schedule, per_epoch: int) -> None:
-    """Refuse a run that ends before its masks are found.
+    """Refuse a run whose epochs are too short for a step, or that ends before its masks are found.
 
     Args:
         schedule: the plan.
@@ -96,6 +96,14 @@ def check_length(schedule: Schedule, per_epoch: int) -> None:
     Raises:
         TrainingError: says how many epochs or batches are needed.
     """
+    share = schedule.training.accumulate
+    if share > per_epoch:
+        raise TrainingError(
+            f"a step takes {share} batches, and an epoch has {per_epoch}",
+            at="training.accumulate",
+            hint="lower it, or training.batch",
+        )
+    per_epoch -= per_epoch % share
     method, batches, phase = schedule.method, schedule.phases.calibration.batches, schedule.phases.training
     if method is None:
         return

@@ -86,7 +86,7 @@ class Trainer:
         self.events = Events(compressible)
         self.frozen: ir.Model | None = None
         self.inputs, self.target = data.train.all()
-        check_length(schedule, self._steps_per_epoch() * schedule.training.accumulate)
+        check_length(schedule, len(self.target) // self.batch)
         self.state = TrainingState(values_of(compressible), {}, fingerprint=fingerprint)
         self._controls = control_curves(schedule)
         self._approach = curves.cubic(0, 1, 0, APPROACH)
@@ -290,7 +290,7 @@ class Trainer:
 
     def _steps_per_epoch(self) -> int:
         """Optimizer steps: an epoch leaves out the rows that do not fill one."""
-        return max(len(self.target) // (self.batch * self.schedule.training.accumulate), 1)
+        return len(self.target) // (self.batch * self.schedule.training.accumulate)
 
     def _steps(self, stage: Stage, segment: Segment) -> float:
         """Take an epoch's steps and return the mean loss."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from pqc import engine
+from pqc import engine, masking
 from pqc.data import Dataset, Split
 from pqc.errors import UnsupportedError
 
@@ -26,6 +26,20 @@ def check_inputs(model: ir.Model) -> None:
                 f"the batch size of the input '{value.name}' is fixed: its shape is {value.shape}",
                 hint="export with a dynamic batch dimension (dynamic_axes in PyTorch's exporter)",
             )
+
+
+def check_masks(model: ir.Model) -> None:
+    """Refuse a model that is on its way through training: its masks follow another schedule.
+
+    Raises:
+        UnsupportedError: names the first learned mask.
+    """
+    for site in masking.masks(model.graph):
+        raise UnsupportedError(
+            f"the weight '{site.weight.name}' has a mask of the method {site.method.title} already",
+            at=f"node '{site.node.name}'",
+            hint="give the model it was made from, or make a clean one of it with `pqc finalize`",
+        )
 
 
 def check_outputs(model: ir.Model, labels: bool) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from pqc import files, graph, layers, pipeline
+from pqc import files, graph, layers, masking, pipeline
 from pqc.data import Split
+from pqc.errors import UnsupportedError
 from pqc.method import Method
 from pqc.options import quote, write
 from pqc.schedule import Schedule
@@ -84,7 +85,18 @@ def compress(
         verify_each=is_cheap(model) if verify_each is None else verify_each,
         feeds={name: array[:VERIFY_ROWS] for name, array in sample.items()},
     )
+    _check_masks(compressible, plan)
     return compressible, steps
+
+
+def _check_masks(model: ir.Model, plan: Schedule) -> None:
+    """Say so where the method has nothing to prune, or refuse a target that cannot be met then."""
+    if plan.method is None or any(masking.masks(model.graph)):
+        return
+    text = "no weight gets a mask: layers are excluded, have masks already, or give out the model's results"
+    if plan.target.sparsity:
+        raise UnsupportedError(text, at="target.sparsity", hint="leave it out, or let a layer be pruned")
+    NOTES.info("pruning.method: %s", text)
 
 
 def _without_unmatched(plan: Schedule, model: ir.Model) -> Schedule:
@@ -92,11 +104,15 @@ def _without_unmatched(plan: Schedule, model: ir.Model) -> Schedule:
     if plan.pruning.unmatched == "error":
         return plan
     found = layers.layers(model.graph)
-    exclude = tuple(one for one in plan.pruning.exclude if any(layer.excluded((one,)) for layer in found))
-    for pattern in plan.pruning.exclude:
-        if pattern not in exclude:
-            NOTES.info("pruning.exclude: no layer is named like '%s'; skipped", pattern)
-    return plan.model_copy(update={"pruning": plan.pruning.model_copy(update={"exclude": exclude})})
+    kept: dict[str, list[str]] = {}
+    for key in ("exclude", "layers"):
+        patterns = list(getattr(plan.pruning, key))
+        kept[key] = [one for one in patterns if any(layer.excluded((one,)) for layer in found)]
+        for pattern in patterns:
+            if pattern not in kept[key]:
+                NOTES.info("pruning.%s: no layer is named like '%s'; skipped", key, pattern)
+    changes = {"exclude": tuple(kept["exclude"]), "layers": {one: plan.pruning.layers[one] for one in kept["layers"]}}
+    return plan.model_copy(update={"pruning": plan.pruning.model_copy(update=changes)})
 
 
 def teacher_of(model: ir.Model, plan: Schedule) -> ir.Model | None:

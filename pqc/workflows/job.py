@@ -20,7 +20,7 @@ from pqc.errors import DataError
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
 from pqc.training.trainer import CHECKPOINT, Progress, Trainer
-from pqc.workflows.checks import check_inputs, check_outputs, labelled_by, outputs
+from pqc.workflows.checks import check_inputs, check_masks, check_outputs, labelled_by, outputs
 from pqc.workflows.compression import NORMALIZE, compress, finalize, is_cheap, teacher_of
 from pqc.workflows.environment import require_compiler, versions
 from pqc.workflows.firmware import Backend, IoType, record
@@ -116,6 +116,7 @@ class Job:
         model = source.load()
         steps = pipeline.run(model, NORMALIZE, verify_each=options.verify_each is not False)
         check_inputs(model)
+        check_masks(model)
         teacher = teacher_of(model, plan)
         where = data_path or source.data
         if where is None:
