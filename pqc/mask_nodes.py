@@ -28,7 +28,7 @@ class Builder:
         """How the method sees the weight."""
         layer = self.layers[weight][0]
         shape = graph.stored(weight).shape
-        if method.as_stored:
+        if method.elementwise:
             return Layout(shape, shape, tuple(range(len(shape))), shape)
         groups = layer.node.attributes.get_int("group", 1)
         return layout_of(layer.node.op_type, shape, layer.output_axis, groups)

@@ -84,7 +84,7 @@ RAMP = "ramp"
 class Method:
     """A way to find a mask. The fields are its options.
 
-    A weight is seen with its outputs first: [outputs, inputs, kernel…]; where `as_stored` holds, as it is.
+    A weight is seen with its outputs first: [outputs, inputs, kernel…]; where `elementwise` holds, as it is stored.
     Functions take their attributes from `attributes()`.
     """
 
@@ -146,11 +146,6 @@ class Method:
     def elementwise(self) -> bool:
         """Whether the mask treats every weight by itself, and the penalty is a sum over the weights."""
         return False
-
-    @property
-    def as_stored(self) -> bool:
-        """Whether the weight's layout does not matter, so that the method sees it as it is stored."""
-        return self.elementwise
 
     @property
     def cuts_outputs(self) -> bool:

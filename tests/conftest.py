@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import hypothesis
 import numpy as np
 import onnx
@@ -123,3 +126,14 @@ def mlp() -> ir.Model:
 def convnet() -> ir.Model:
     """Depthwise Conv, BatchNormalization, pointwise Conv, Tanh, AveragePool, Flatten, Gemm."""
     return make_convnet()
+
+
+@pytest.fixture(autouse=True)
+def quiet_logs() -> Iterator[None]:
+    """Take away what a command line that ran in this process has made listen."""
+    yield
+    for name in ("pqc.explain", "pqc.notes"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True

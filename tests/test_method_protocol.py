@@ -383,7 +383,7 @@ def test_a_target_holds_where_training_ends_before_its_ramp(method: str, tmp_pat
 
 @pytest.mark.parametrize("method", ["magnitude", "pdp", "wanda"])
 def test_a_pattern_takes_no_target(method: str) -> None:
-    with pytest.raises(ValueError, match="the pattern 2:4 decides how much goes"):
+    with pytest.raises(ValueError, match="the pattern 2:4 says how much remains"):
         plan(method, {"pattern": "2:4"}, target={"sparsity": 0.5})
 
 

@@ -922,7 +922,7 @@ def test_autosparse_keeps_its_shrinkage_where_told(shrink: bool, name: str) -> N
         ("magnitude", {"pattern": "4:2"}, "a pattern is written like 2:4"),
         ("magnitude", {"pattern": "2:4", "structure": "output"}, "leave structure at none"),
         ("magnitude", {"when": "later"}, "when is one of start, gradual, end"),
-        ("magnitude", {"scope": "model"}, "scope is one of global, layer"),
+        ("magnitude", {"scope": "model"}, "scope is one of auto, global, layer"),
         ("pdp", {"epsilon": 0}, "epsilon and temperature are positive"),
         ("pdp", {"temperature": -1}, "epsilon and temperature are positive"),
         ("wanda", {"batches": 0}, "batches is at least 1"),

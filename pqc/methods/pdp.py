@@ -179,10 +179,6 @@ class PDPMethod(Method):
             raise ValueError("epsilon and temperature are positive")
 
     @property
-    def as_stored(self) -> bool:
-        return self.structure == "none" and not self.pattern
-
-    @property
     def cuts_outputs(self) -> bool:
         return self.structure == "output"
 
