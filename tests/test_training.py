@@ -363,3 +363,20 @@ def test_a_constraint_that_no_epoch_keeps_is_noted(
     with caplog.at_level("INFO", logger="pqc.notes"):
         make_trainer(jets, tmp_path, **settings).train()
     assert "training: no epoch kept the constraint; it ends with the last" in caplog.messages
+
+
+def test_epochs_without_a_mask_are_neither_the_best_nor_a_reason_to_stop(jets: Path, tmp_path: Path) -> None:
+    settings = {
+        "pruning.method": "wanda",
+        "pruning.options": "{sparsity: 0.9, batches: 5, start_epoch: 2}",
+        "phases.training.epochs": "5",
+        "phases.training.select": "best",
+        "phases.training.early_stopping": "{patience: 1}",
+        "phases.fine_tuning.epochs": "0",
+        "training.learning_rate": "1e-6",
+    }
+    trainer = make_trainer(jets, tmp_path, **settings)
+    trainer.train()
+    assert [record["keep_ratio"] > 0.5 for record in trainer.state.history[:3]] == [True, True, False]
+    masks = trainer.state.masks.values()
+    assert sum(int((mask == 0).sum()) for mask in masks) == round(0.9 * sum(mask.size for mask in masks))

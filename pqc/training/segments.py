@@ -23,12 +23,17 @@ class Segment:
     rates: dict[str, curves.Curve]
     phase: Phase
 
-    def is_over(self, records: list[dict[str, Any]]) -> bool:
-        """Whether all epochs are done, or the validation loss has stopped falling; `records` are the epochs so far."""
+    def is_over(self, records: list[dict[str, Any]], since: int = 0) -> bool:
+        """Whether all epochs are done, or the validation loss has stopped falling.
+
+        Args:
+            records: the epochs so far.
+            since: how many of them do not count for the loss.
+        """
         stopping = self.phase.early_stopping
         if len(records) >= self.epochs or stopping is None:
             return len(records) >= self.epochs
-        losses = [record["validation_loss"] for record in records]
+        losses = [record["validation_loss"] for record in records[since:]]
         best = 0
         for epoch, loss in enumerate(losses):
             best = epoch if loss < losses[best] - stopping.min_delta else best
@@ -68,15 +73,16 @@ def control_curves(schedule: Schedule) -> dict[str, curves.Curve]:
     return {name: curves.parse(text) for name, text in texts.items()}
 
 
-def best_epoch(records: list[dict[str, Any]], metric: str, constraint: Constraint) -> int | None:
+def best_epoch(records: list[dict[str, Any]], metric: str, constraint: Constraint, since: int = 0) -> int | None:
     """The epoch with the largest metric of those that keep the constraint, the last of equals, or None.
 
     Args:
         records: the history of a segment.
         metric: the key to judge by.
         constraint: what an epoch must keep.
+        since: how many epochs do not count.
     """
-    eligible = [index for index, record in enumerate(records) if _keeps(constraint, record)]
+    eligible = [index for index, record in enumerate(records) if index >= since and _keeps(constraint, record)]
     return max(eligible, key=lambda index: (records[index][metric], index), default=None)
 
 

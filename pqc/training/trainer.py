@@ -165,7 +165,7 @@ class Trainer:
             teacher=self.teacher,
         )
         probe = metrics.Probe(self._model())
-        while not segment.is_over(self._records()):
+        while not segment.is_over(self._records(), self._searching(segment)):
             interrupts.check()
             self._maybe_snapshot(segment)
             self._epoch(stage, segment, probe)
@@ -270,7 +270,14 @@ class Trainer:
         if segment.phase.select != "best":
             return None
         metric = metrics.metric_name(self.schedule.training.loss)
-        return best_epoch(self._records(), metric, segment.phase.constraint)
+        return best_epoch(self._records(), metric, segment.phase.constraint, self._searching(segment))
+
+    def _searching(self, segment: Segment) -> int:
+        """How many epochs of a segment pass before the method has its mask; unpruned, they would validate best."""
+        if segment.stage != "training" or self.method is None or self.schedule.phases.calibration.batches:
+            return 0
+        needed = self.method.needed_epochs(self._steps_per_epoch() * self.schedule.training.accumulate)
+        return max(needed - 1 - segment.round * segment.epochs, 0)
 
     def _keep_best(self, segment: Segment) -> None:
         """Remember the parameters if this epoch is the best of its segment so far that keeps the constraint."""
