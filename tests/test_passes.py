@@ -824,7 +824,7 @@ REFUSALS = {
     ),
     "insert-masks{options=final_temp=hot}": (
         PassError,
-        "method 'cs': could not convert string to float: 'hot'\nhint: docs/methods.md lists its options",
+        "method 'cs': final_temp: could not convert string to float: 'hot'\nhint: docs/methods.md lists its options",
     ),
     "attach-loss{loss=mce}": (
         PassError,
