@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pqc import __version__, cli_schedule, interrupts, tables
 from pqc.cli_options import PATH, Group, Verb, settings_option
-from pqc.errors import PqcError, UsageError
+from pqc.errors import Interrupted, PqcError, UsageError
 
 if TYPE_CHECKING:
     from pqc.workflows.firmware import Backend, IoType
@@ -402,5 +402,8 @@ def main() -> NoReturn:
 def _fail(error: PqcError, verbose: bool) -> int:
     if verbose:
         traceback.print_exc()
+    if interrupts.requested() and not isinstance(error, Interrupted):
+        click.echo("pqc: error: stopped", err=True)  # what failed, such as an import, was only interrupted
+        return PqcError.exit_code
     click.echo(f"pqc: {error.label}: {error}", err=True)
     return error.exit_code

@@ -17,9 +17,14 @@ def listen() -> None:
         signal.signal(number, _interrupt)
 
 
+def requested() -> bool:
+    """Whether an interrupt was asked for, even if it got lost."""
+    return _requested.is_set()
+
+
 def check() -> None:
     """Raise KeyboardInterrupt if one was asked for and got lost."""
-    if _requested.is_set():
+    if requested():
         raise KeyboardInterrupt
 
 

@@ -10,7 +10,7 @@ from functools import cache
 import onnx_ir as ir
 
 from pqc import graph, layers
-from pqc.errors import GraphError
+from pqc.errors import GraphError, PassError
 from pqc.method import Method
 from pqc.methods import make
 
@@ -61,12 +61,12 @@ def method_of(node: ir.Node) -> Method | None:
     text = node.metadata_props.get(METHOD)
     try:
         return None if text is None else _read(text)
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(node) from error
+    except (ValueError, KeyError, TypeError, RecursionError, PassError) as error:
+        raise _damaged(node, f": {error.message}" if isinstance(error, PassError) else "") from error
 
 
-def _damaged(node: ir.Node) -> GraphError:
-    return GraphError("the mask's method cannot be read", at=f"node '{node.name}'", hint="compress again")
+def _damaged(node: ir.Node, reason: str = "") -> GraphError:
+    return GraphError(f"the mask's method cannot be read{reason}", at=f"node '{node.name}'", hint="compress again")
 
 
 @cache
@@ -88,10 +88,10 @@ def masks(main: ir.Graph) -> Iterator[MaskSite]:
         weight = layers.source(product.inputs[0])
         if node is None or method is None or weight is None:
             continue
-        reads = method.mask().reads
-        if len(reads) != len(node.inputs):
+        call = method.mask()
+        if call.operator.key != (node.domain, node.op_type) or len(call.reads) != len(node.inputs):
             raise _damaged(node)
-        names = zip(reads, node.inputs, strict=True)
+        names = zip(call.reads, node.inputs, strict=True)
         inputs = {name: value for name, value in names if value is not None and name != "weight"}
         yield MaskSite(node, method, product, weight, inputs)
 

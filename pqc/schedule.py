@@ -55,8 +55,9 @@ class Schedule(Section):
         if pruning is not None:
             if target.sparsity is not None and pruning.method is None:
                 raise ValueError("a sparsity target needs a pruning method")
-            for options in (None, *pruning.layers.values()):
-                _aimed(pruning, target, options)
+            _aimed(pruning, target)
+            for pattern, options in pruning.layers.items():
+                _refuse_another_share(pattern, options, _aimed(pruning, target, options))
         return target
 
     @field_validator("phases")
@@ -144,6 +145,17 @@ def _aimed(pruning: Pruning, target: Target, changes: Mapping[str, Setting] | No
         return None
     method = make(pruning.method, {**pruning.options, **(changes or {})})
     return method if target.sparsity is None else method.aim(target.sparsity)
+
+
+def _refuse_another_share(pattern: str, options: Mapping[str, Setting], aimed: Method | None) -> None:
+    """Raise ValueError where the options of some layers set what the target has set."""
+    if aimed is None:
+        return
+    for option in options:
+        if getattr(aimed, option) != getattr(make(aimed.title, options), option):
+            raise ValueError(
+                f"pruning.layers: '{pattern}' sets {option} to {options[option]}, which the target decides"
+            )
 
 
 def names() -> dict[str, str]:

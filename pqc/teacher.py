@@ -13,6 +13,7 @@ from pqc import graph, library
 from pqc.errors import UnsupportedError
 from pqc.functions.operator import Operator
 from pqc.names import TARGET
+from pqc.shapes import infer_shapes
 
 PREFIX = "teacher."
 
@@ -48,6 +49,7 @@ def load(path: str, student: ir.Model) -> ir.Model:
     teacher = graph.load(path)
     library.unlink(teacher)
     common.InlinePass()(teacher)
+    infer_shapes(teacher)
     theirs, own = (model.graph.opset_imports.get("", graph.OPSET) for model in (teacher, student))
     if theirs != own:
         hint = "run normalize on the teacher first"

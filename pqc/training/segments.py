@@ -115,7 +115,9 @@ def check_length(schedule: Schedule, per_epoch: int) -> None:
         return
     if batches:
         _check_calibration(method, batches, per_epoch, alone=not phase.epochs)
+    if finds_masks(method, batches):
         return
+    # What a calibration that is too short has measured is not counted here, to be sure.
     needed = method.needed_epochs(per_epoch)
     if needed > phase.epochs * phase.rounds > 0:
         raise TrainingError(
@@ -125,15 +127,20 @@ def check_length(schedule: Schedule, per_epoch: int) -> None:
         )
 
 
+def finds_masks(method: Method, batches: int) -> bool:
+    """Whether so many batches of calibration are enough for the method to find its masks."""
+    budget = method.budget()
+    # Masks that are chosen when an epoch begins are chosen right after calibration.
+    late = budget is not None and budget.when == "epoch"
+    return batches > 0 and method.needed_epochs(batches) <= 1 + late
+
+
 def _check_calibration(method: Method, batches: int, per_epoch: int, *, alone: bool) -> None:
     """Refuse more batches than there are, or, where masks come from them alone, too few to find masks."""
     place = "phases.calibration.batches"
     if batches > per_epoch:
         hint = "lower it, or training.batch"
         raise TrainingError(f"there are {per_epoch} batches to calibrate on, not {batches}", at=place, hint=hint)
-    budget = method.budget()
-    # Masks that are chosen when an epoch begins are chosen right after calibration.
-    late = budget is not None and budget.when == "epoch"
-    if alone and method.needed_epochs(batches) > 1 + late:
+    if alone and not finds_masks(method, batches):
         hint = "calibrate on more, or lower pruning.options.batches or start_epoch"
         raise TrainingError(f"{batches} batches are too few for the masks to be found", at=place, hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zipfile
@@ -115,6 +116,7 @@ def save(state: TrainingState, path: Path) -> None:
         "steering": vars(state.steering),
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    arrays["digest"] = _digest(arrays)
     files.write_arrays(path, arrays)
 
 
@@ -127,6 +129,8 @@ def load(path: Path) -> TrainingState:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+        if not np.array_equal(arrays.pop("digest"), _digest(arrays)):
+            raise ValueError("edited")
         header = json.loads(arrays.pop("header").tobytes())
         position = Position(**{name: int(number) for name, number in header["position"].items()})
         history, fingerprint = [dict(record) for record in header["history"]], str(header["fingerprint"])
@@ -158,6 +162,14 @@ def load(path: Path) -> TrainingState:
         history=history,
         fingerprint=fingerprint,
     )
+
+
+def _digest(arrays: Arrays) -> np.ndarray:
+    """A hash of all arrays: what is edited by hand fits together no more, and might train for ever or to nothing."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape} ".encode() + arrays[name].tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def _section(arrays: Arrays, prefix: str) -> Arrays:

@@ -21,7 +21,7 @@ from pqc.training import state as checkpoints
 from pqc.training.calibration import calibrate
 from pqc.training.diagnosis import first_not_finite
 from pqc.training.events import Events
-from pqc.training.segments import Segment, best_epoch, check_length, control_curves, segments
+from pqc.training.segments import Segment, best_epoch, check_length, control_curves, finds_masks, segments
 from pqc.training.stages import Stage, set_values, values_of
 from pqc.training.state import TrainingState
 
@@ -274,7 +274,9 @@ class Trainer:
 
     def _searching(self, segment: Segment) -> int:
         """How many epochs of a segment pass before the method has its mask; unpruned, they would validate best."""
-        if segment.stage != "training" or self.method is None or self.schedule.phases.calibration.batches:
+        if segment.stage != "training" or self.method is None:
+            return 0
+        if finds_masks(self.method, self.schedule.phases.calibration.batches):
             return 0
         needed = self.method.needed_epochs(self._steps_per_epoch() * self.schedule.training.accumulate)
         return max(needed - 1 - segment.round * segment.epochs, 0)

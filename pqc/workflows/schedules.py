@@ -234,4 +234,6 @@ def _selection(phase: Phase) -> list[str]:
 
 
 def _comment(text: str) -> list[str]:
+    # What YAML allows in no comment, as it stands in the file that is quoted.
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
