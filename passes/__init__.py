@@ -1,11 +1,13 @@
 """The passes of pqc, one a file; `TABLE` is the explicit list, in the order of the chain."""
 
+from pqc.passes.attach_costs import AttachCosts
 from pqc.passes.attach_loss import AttachLoss
 from pqc.passes.attach_optimizer import AttachOptimizer
 from pqc.passes.attach_teacher import AttachTeacher
 from pqc.passes.attach_updates import AttachUpdates
 from pqc.passes.batch_parameters import BatchParameters
 from pqc.passes.bypass_masks import BypassMasks
+from pqc.passes.bypass_quant import BypassQuant
 from pqc.passes.calibrate_quant import CalibrateQuant
 from pqc.passes.differentiate import Differentiate
 from pqc.passes.expose_parameters import ExposeParameters
@@ -14,10 +16,12 @@ from pqc.passes.fold_batchnorm import FoldBatchNorm
 from pqc.passes.fold_constants import FoldConstants
 from pqc.passes.fold_masks import FoldMasks
 from pqc.passes.fold_quant import FoldQuant
+from pqc.passes.freeze_bits import FreezeBits
 from pqc.passes.freeze_masks import FreezeMasks
 from pqc.passes.insert_masks import InsertMasks
 from pqc.passes.insert_quant import InsertQuant
 from pqc.passes.legalize import Legalize
+from pqc.passes.lower_bits import LowerBits
 from pqc.passes.lower_conv import LowerConv
 from pqc.passes.lower_gemm import LowerGemm
 from pqc.passes.lower_pool import LowerPool
@@ -42,7 +46,9 @@ TABLE: dict[str, type[Pass]] = {
         CalibrateQuant,
         InsertMasks,
         BypassMasks,
+        BypassQuant,
         AttachLoss,
+        AttachCosts,
         AttachUpdates,
         ExposeParameters,
         AttachTeacher,
@@ -52,7 +58,9 @@ TABLE: dict[str, type[Pass]] = {
         Differentiate,
         AttachOptimizer,
         FreezeMasks,
+        FreezeBits,
         FoldMasks,
+        LowerBits,
         FoldQuant,
         Shrink,
         StripTraining,

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, layers, library
-from pqc.errors import UnsupportedError
+from pqc.errors import PassError, UnsupportedError
 from pqc.fixed_point import FixedPoint
+from pqc.functions.fixed_quant import ROUNDINGS
 from pqc.functions.quant import ROUNDING_MODES
+from pqc.quantizer import Quantizer, read_overrides
+from pqc.quantizer_nodes import QuantizerWriter
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
 
 # What needs its activations on a grid: hardware computes it exactly, or reads it from a table.
 READERS = frozenset({*layers.OUTPUT_AXIS, "Tanh", "Sigmoid", "AveragePool", "GlobalAveragePool"})
 JOINS = frozenset({"Add", "Sub", "Mul"})
+
+
+Wanted = tuple[ir.Value, Quantizer, layers.Layer | None]
+"""What is to be rounded, how, and the layer whose parameter it is."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class InsertQuant(Pass):
 
     layer(x, W, b) → layer(Quant(x), Quant(W), Quant(b)), each type given as k,i,f. Tables (tanh, sigmoid), pools
     and sums of two activations count as layers. `outputs` also rounds the model's results, the logits where a
-    softmax or sigmoid ends it.
+    softmax or sigmoid ends it. Words after the type say more, as in 1,0,7/per_channel/SAT_SYM/RND; what QONNX cannot
+    say becomes FixedQuant. `layers` is JSON: types by pattern and by weight, bias, input or output.
     Leaves layers that match `exclude`, and what has a quantizer already. The quantizer of an activation goes
     before operators that only move values, and one serves all readers.
     """
@@ -32,46 +39,70 @@ class InsertQuant(Pass):
     title: ClassVar[str] = "insert-quant"
     meaning: ClassVar[Meaning] = CHANGES
 
-    weights: FixedPoint | None = FixedPoint(1, 0, 7)
-    biases: FixedPoint | None = FixedPoint(1, 0, 7)
-    inputs: FixedPoint | None = FixedPoint(0, 0, 7)
-    outputs: FixedPoint | None = None
+    weights: Quantizer | None = Quantizer(FixedPoint(1, 0, 7))
+    biases: Quantizer | None = Quantizer(FixedPoint(1, 0, 7))
+    inputs: Quantizer | None = Quantizer(FixedPoint(0, 0, 7))
+    outputs: Quantizer | None = None
     rounding: str = "ROUND"
+    layers: str = ""
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rounding not in ROUNDING_MODES:
-            raise ValueError(f"no rounding mode '{self.rounding}'; QONNX has {', '.join(ROUNDING_MODES)}")
+        if self.rounding not in (*ROUNDING_MODES, *ROUNDINGS):
+            known = ", ".join((*ROUNDING_MODES, *ROUNDINGS))
+            raise ValueError(f"no rounding mode '{self.rounding}'; there are {known}")
 
     def rewrite(self, model: ir.Model) -> int:
         wanted = list(self._wanted(model.graph))
-        writer = _Writer(model.graph, self.rounding)
-        for value, kind in wanted:
-            writer.quantize(value, kind)
+        writer = QuantizerWriter(model.graph, self.rounding)
+        for value, kind, layer in wanted:
+            writer.quantize(value, kind, layer)
         if wanted:
             library.link(model)
         return len(wanted)
 
-    def _wanted(self, main: ir.Graph) -> Iterator[tuple[ir.Value, FixedPoint]]:
+    def _wanted(self, main: ir.Graph) -> Iterator[Wanted]:
         found = layers.layers(main)
-        layers.check_patterns(found, self.exclude)
+        overrides = _read(self.layers)
+        layers.check_patterns(found, (*self.exclude, *overrides))
         _refuse_branches(main)
         excluded = {layer.node for layer in found if layer.excluded(self.exclude)}
+        own = {layer.node: _own(layer, overrides) for layer in found}
+        outputs = {layer.output: own[layer.node]["output"] for layer in found if "output" in own[layer.node]}
         seen: set[ir.Value] = set()
         for layer in found:
             if layer.node in excluded:
                 explain(layer.node, "left alone: excluded")
                 continue
-            yield from _unquantized(layer.weight, self.weights, seen)
+            kinds = {"weight": self.weights, "bias": self.biases, **own[layer.node]}
+            yield from _unquantized(layer.weight, kinds["weight"], seen, layer)
             if layer.bias is not None:
-                yield from _unquantized(layer.bias, self.biases, seen)
+                yield from _unquantized(layer.bias, kinds["bias"], seen, layer)
+        for value, kind in outputs.items():
+            yield from _unquantized(value, kind, seen)
         for node in main:
-            if node not in excluded and self.inputs is not None:
+            kind = own.get(node, {}).get("input", self.inputs)
+            if node not in excluded:
                 for value in _activations(node):
-                    yield from _unquantized(_origin(value), self.inputs, seen)
+                    yield from _unquantized(_origin(value), kind, seen)
         for value in main.outputs:
-            if self.outputs is not None:
-                yield from _unquantized(_before_head(value), self.outputs, seen)
+            yield from _unquantized(_before_head(value), self.outputs, seen)
+
+
+def _read(text: str) -> dict[str, dict[str, Quantizer | None]]:
+    try:
+        return read_overrides(text)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        hint = 'write JSON: {"pattern": {"weight": "1,0,3/per_channel"}}'
+        raise PassError(f"layers: {error}", hint=hint) from error
+
+
+def _own(layer: layers.Layer, overrides: Mapping[str, dict[str, Quantizer | None]]) -> dict[str, Quantizer | None]:
+    """What a layer rounds in its own way; of several patterns the last says what holds."""
+    found: dict[str, Quantizer | None] = {}
+    for pattern, kinds in overrides.items():
+        found |= kinds if layer.excluded((pattern,)) else {}
+    return found
 
 
 def _refuse_branches(main: ir.Graph) -> None:
@@ -85,14 +116,14 @@ def _refuse_branches(main: ir.Graph) -> None:
 
 
 def _unquantized(
-    value: ir.Value, kind: FixedPoint | None, seen: set[ir.Value]
-) -> Iterator[tuple[ir.Value, FixedPoint]]:
+    value: ir.Value, kind: Quantizer | None, seen: set[ir.Value], layer: layers.Layer | None = None
+) -> Iterator[Wanted]:
     quantized = layers.is_quant(value.producer()) or any(layers.is_quant(node) for node in value.consumers())
     masked = any(layers.applies_mask(node) and _feeds_quant(node) for node in value.consumers())
     if kind is None or quantized or masked or value in seen:
         return
     seen.add(value)
-    yield value, kind
+    yield value, kind, layer
 
 
 def _before_head(value: ir.Value) -> ir.Value:
@@ -132,47 +163,3 @@ def _origin(value: ir.Value) -> ir.Value:
         value = graph.operand(producer, 0)
         producer = value.producer()
     return value
-
-
-class _Writer:
-    """Adds Quant nodes with names that follow from what they round."""
-
-    def __init__(self, main: ir.Graph, rounding: str) -> None:
-        self.main = main
-        self.rounding = rounding
-        self.names = graph.Names(main)
-
-    def quantize(self, value: ir.Value, kind: FixedPoint) -> None:
-        name = self.names.new(f"{value.name}.quant")
-        parameters = {"scale": kind.scale, "zeropt": np.float32(0), "bitwidth": np.float32(kind.bits)}
-        constants = [
-            graph.add_initializer(self.main, self.names.new(f"{name}.{part}"), np.asarray(number))
-            for part, number in parameters.items()
-        ]
-        readers = list(value.uses())
-        node = ir.node(
-            "Quant",
-            [value, *constants],
-            {"signed": kind.k, "narrow": 0, "rounding_mode": self.rounding},
-            domain=graph.QONNX,
-            name=name,
-            outputs=[ir.val(self.names.new(f"{value.name}.quantized"), value.dtype, value.shape)],
-        )
-        for reader, index in readers:
-            reader.replace_input_with(index, node.outputs[0])
-        self._place(value, node)
-        if value.is_graph_output() and not readers:
-            self._become_output(value, node)
-
-    def _place(self, value: ir.Value, node: ir.Node) -> None:
-        producer = value.producer()
-        if producer is not None:
-            self.main.insert_after(producer, node)
-        else:
-            self.main.insert_before(self.main.node(0), node)
-
-    def _become_output(self, value: ir.Value, node: ir.Node) -> None:
-        """Let the rounded value leave the graph under the output's own name."""
-        index = next(i for i, output in enumerate(self.main.outputs) if output is value)
-        self.main.outputs[index] = node.outputs[0]
-        value.name, node.outputs[0].name = node.outputs[0].name, value.name

@@ -201,7 +201,7 @@ def call(
             onnx.helper.make_opsetid("", graph.OPSET),
             onnx.helper.make_opsetid(function.domain, 1),
         ],
-        functions=[function],
+        functions=[function, *library.callees(function)],
         ir_version=graph.IR_VERSION,
     )
     session = Session(graph.from_proto(proto))

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc.errors import PassError
+from pqc.functions.fixed_quant import FIXED_QUANT
 from pqc.graph import QONNX, constant, dims, operand
 
 WEIGHT_INPUT = 1
@@ -104,8 +105,18 @@ def check_patterns(found: list[Layer], patterns: tuple[str, ...]) -> None:
 
 
 def is_quant(node: ir.Node | None) -> bool:
+    """Whether `node` is a quantizer: QONNX's Quant, or pqc's FixedQuant."""
+    return node is not None and (is_qonnx_quant(node) or is_fixed_quant(node))
+
+
+def is_qonnx_quant(node: ir.Node | None) -> bool:
     """Whether `node` is QONNX's Quant."""
     return node is not None and node.domain == QONNX and node.op_type == "Quant"
+
+
+def is_fixed_quant(node: ir.Node | None) -> bool:
+    """Whether `node` is pqc's own quantizer, which has bits as tensors and every overflow."""
+    return node is not None and (node.domain, node.op_type) == FIXED_QUANT.key
 
 
 def source(value: ir.Value | None) -> ir.Value | None:
@@ -199,10 +210,13 @@ class Grid:
     signed: bool
     narrow: bool
     rounding: str
+    overflow: str = "SAT"
 
 
 def grid(node: ir.Node) -> Grid | None:
-    """The grid of a Quant node, or None where its parameters are computed."""
+    """The grid of a quantizer, or None where its parameters are computed."""
+    if is_fixed_quant(node):
+        return _fixed_grid(node)
     scale, zero_point, bits = (constant(value) for value in node.inputs[1:4])
     if scale is None or zero_point is None or bits is None:
         return None
@@ -214,3 +228,18 @@ def grid(node: ir.Node) -> Grid | None:
         bool(node.attributes.get_int("narrow", 0)),
         str(node.attributes.get_string("rounding_mode", "ROUND")),
     )
+
+
+def _fixed_grid(node: ir.Node) -> Grid | None:
+    """The grid of a FixedQuant; no width beside the sign means that all is zero."""
+    i, f = (constant(value) for value in node.inputs[1:3])
+    if i is None or f is None:
+        return None
+    signed = bool(node.attributes.get_int("signed", 1))
+    overflow = str(node.attributes.get_string("overflow", "SAT"))
+    rounding = str(node.attributes.get_string("rounding", "RND_CONV"))
+    fraction = np.rint(f)
+    bits = np.asarray(np.rint(i) + fraction + signed, np.float32)
+    scale = np.asarray(np.ldexp(np.float32(1), -fraction.astype(int)), np.float32)
+    zero = np.zeros((), np.float32)
+    return Grid(scale, zero, bits, signed, overflow == "SAT_SYM" and signed, rounding, overflow)

@@ -11,7 +11,9 @@ from functools import cache
 import onnx
 import onnx_ir as ir
 
+from pqc.functions.costs import COSTS
 from pqc.functions.fixed import FIXED_POINT
+from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS
 from pqc.functions.losses import DISTILLATION, LOSSES
 from pqc.functions.operator import Key, Operator
 from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
@@ -41,7 +43,18 @@ def derivatives() -> dict[Key, Differentiable]:
 
 @cache
 def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
-    found = [QUANT, FIXED_POINT, CLIP_BY_NORM, PULL, *RANKINGS, *LOSSES.values(), *DISTILLATION.values()]
+    found = [
+        QUANT,
+        FIXED_POINT,
+        FIXED_QUANT,
+        NEEDED_BITS,
+        *COSTS,
+        CLIP_BY_NORM,
+        PULL,
+        *RANKINGS,
+        *LOSSES.values(),
+        *DISTILLATION.values(),
+    ]
     found += [optimizer.operator for optimizer in OPTIMIZERS.values()]
     found += [operator for method in methods for operator in method.operators]
     return {operator.key: operator for operator in found}
@@ -106,6 +119,12 @@ def _with_callees(used: Iterable[Key]) -> set[Key]:
             found.add(key)
             waiting += [inner for inner in _calls(bodies()[key].node) if inner in bodies()]
     return found
+
+
+def callees(function: onnx.FunctionProto) -> list[onnx.FunctionProto]:
+    """The bodies of pqc's that `function` calls, directly or not."""
+    called = {key for key in _calls(function.node) if key in bodies()}
+    return [bodies()[key] for key in sorted(_with_callees(called))]
 
 
 def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterator[Key]:

@@ -9,10 +9,11 @@ from functools import cache
 
 import onnx_ir as ir
 
-from pqc import graph, layers
+from pqc import graph, layers, quantizer_sites
 from pqc.errors import GraphError, PassError
 from pqc.method import Method
 from pqc.methods import make
+from pqc.names import BITS_WEIGHT, EBOPS_WEIGHT
 
 METHOD = "pqc.method"
 """The key of a mask node's metadata that tells its method and options."""
@@ -97,8 +98,8 @@ def masks(main: ir.Graph) -> Iterator[MaskSite]:
 
 
 def controls(main: ir.Graph) -> dict[str, ir.Value]:
-    """The annealed scalars of the masks, by name."""
-    found: dict[str, ir.Value] = {}
+    """The annealed scalars of the masks and of the bits' price, by name."""
+    found = {name: main.initializers[name] for name in (EBOPS_WEIGHT, BITS_WEIGHT) if name in main.initializers}
     for site in masks(main):
         found |= {name: value for name, value in site.inputs.items() if name in site.method.controls()}
     return found
@@ -106,25 +107,27 @@ def controls(main: ir.Graph) -> dict[str, ir.Value]:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A tensor that training moves. `role` is `weight`, `bias` or the name of a method's state."""
+    """A tensor that training moves. `role` is `weight`, `bias`, a kind of bits or the name of a method's state."""
 
     value: ir.Value
     role: str
 
 
 def parameters(main: ir.Graph) -> list[Parameter]:
-    """Everything that the optimizer moves, once each: weights, then biases, then states in the order of weights."""
+    """Everything that the optimizer moves, once each: weights, biases, learned bits, and states, as weights come."""
     known = layers.layers(main)
     found = {layer.weight.name: Parameter(layer.weight, "weight") for layer in known}
     for layer in known:
         if layer.bias is not None:
             found.setdefault(layer.bias.name, Parameter(layer.bias, "bias"))
-    return [*found.values(), *_states(main, trained=True)]
+    bits = [Parameter(value, role) for value, role in quantizer_sites.trained(main)]
+    return [*found.values(), *bits, *_states(main, trained=True)]
 
 
 def buffers(main: ir.Graph) -> list[Parameter]:
     """The states that the optimizer does not move."""
-    return _states(main, trained=False)
+    bits = [Parameter(value, role) for value, role in quantizer_sites.followed(main)]
+    return [*bits, *_states(main, trained=False)]
 
 
 def _states(main: ir.Graph, *, trained: bool) -> list[Parameter]:

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import onnx_ir as ir
 
-from pqc import engine, graph, layers, masking
-
-FLOAT_BITS = 32
+from pqc import engine, graph, layers, library, masking
+from pqc.ebops import Counter
 
 
 def metric(loss: str, output: np.ndarray, target: np.ndarray, threshold: float = 0.0) -> float:
@@ -51,8 +50,9 @@ class LayerCost:
         shape: of the weight.
         weights: how many there are.
         nonzero: how many are not zero once masked and rounded.
-        bits_weight: bits of a weight, 32 where it is not quantized; likewise `bits_bias`, 0 without bias.
-        bits_input: bits of each input.
+        bits_weight: mean bits of the weights that are left, 32 where they are not quantized; likewise `bits_bias`, 0
+            without bias.
+        bits_input: mean bits of the inputs.
         ebops: effective bit operations.
     """
 
@@ -62,9 +62,9 @@ class LayerCost:
     shape: tuple[int, ...]
     weights: int
     nonzero: int
-    bits_weight: int
-    bits_bias: int
-    bits_input: int
+    bits_weight: float
+    bits_bias: float
+    bits_input: float
     ebops: int
 
     def record(self) -> dict[str, object]:
@@ -81,91 +81,63 @@ class Probe:
 
     def __init__(self, model: ir.Model) -> None:
         hard = graph.copy(model)
-        operands = {layer.name: layer.node.inputs[1] for layer in layers.layers(hard.graph)}
         given = [*masking.parameters(hard.graph), *masking.buffers(hard.graph)]
         names = {str(one.value.name) for one in given}
         names |= {str(value.name) for value in masking.controls(hard.graph).values()}
+        self._layers = layers.layers(hard.graph)
+        counter = Counter(hard.graph, nonzero=True)
+        self._terms = {layer.name: counter.layer(layer) for layer in self._layers}
+        operands = {layer.name: graph.operand(layer.node, layers.WEIGHT_INPUT) for layer in self._layers}
+        self._operands = {name: str(value.name) for name, value in operands.items()}
+        terms = [value for one in self._terms.values() for value in vars(one).values() if value is not None]
+        wanted = list(dict.fromkeys([*operands.values(), *terms]))
+        self._stored = {str(value.name): graph.stored(value) for value in wanted if value.is_initializer()}
+        hard.graph.outputs[:] = [value for value in wanted if not value.is_initializer()]
         masking.harden(hard.graph)
-        self._layers = layers.layers(model.graph)
-        self._operands = {name: str(value.name) for name, value in operands.items() if value is not None}
-        self._weights = {layer.name: str(layer.weight.name) for layer in self._layers}
-        self._stored = {layer.name: graph.stored(layer.weight) for layer in self._layers}
-        hard.graph.outputs[:] = [
-            value for value in dict.fromkeys(operands.values()) if value is not None and not value.is_initializer()
-        ]
-        graph.remove_unused(hard.graph)
+        library.link(hard)
         hard.graph.inputs[:] = [value for value in hard.graph.initializers.values() if value.name in names]
         self._session = engine.Session(hard) if hard.graph.outputs else None
 
     def effective(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Each layer's weight as it enters the arithmetic: masked and rounded."""
-        found: dict[str, np.ndarray] = {}
-        if self._session is not None:
-            names = self._session.input_names()
-            found = self._session.run({name: array for name, array in values.items() if name in names})
-        return {
-            name: found[operand] if operand in found else values.get(self._weights[name], self._stored[name])
-            for name, operand in self._operands.items()
-        }
+        found = self._found(values)
+        return {name: found[operand] for name, operand in self._operands.items()}
 
     def costs(self, values: Mapping[str, np.ndarray]) -> list[LayerCost]:
         """Every layer's cost with the given parameter values."""
-        effective = self.effective(values)
-        return [layer_cost(layer, effective[layer.name]) for layer in self._layers]
+        found = self._found(values)
+        return [self._cost(layer, found) for layer in self._layers]
+
+    def _found(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Weights, widths and costs by their names in the graph."""
+        found = {**self._stored, **{name: values[name] for name in self._stored if name in values}}
+        if self._session is not None:
+            names = self._session.input_names()
+            found |= self._session.run({name: array for name, array in values.items() if name in names})
+        return found
+
+    def _cost(self, layer: layers.Layer, found: Mapping[str, np.ndarray]) -> LayerCost:
+        terms = {name: found[str(value.name)] for name, value in vars(self._terms[layer.name]).items() if value}
+        effective = found[self._operands[layer.name]]
+        left = terms["weight"][effective != 0]
+        return LayerCost(
+            layer.name,
+            str(layer.weight.name),
+            layer.node.op_type,
+            tuple(effective.shape),
+            effective.size,
+            int(np.count_nonzero(effective)),
+            _mean(left if left.size else terms["weight"]),
+            _mean(terms["bias"]) if "bias" in terms else 0,
+            _mean(terms["data"]),
+            round(float(terms["products"]) + float(terms.get("additions", 0.0))),
+        )
 
 
-def layer_cost(layer: layers.Layer, effective: np.ndarray) -> LayerCost:
-    """The cost of one layer whose weight acts as `effective`.
-
-    EBOPs count each weight that is not zero once, as one multiplier of (input bits) x (weight bits), and the bias
-    bits once per output; a width is k + i + f, the sign bit included, as PQuant counts. A dense layer that is applied
-    at several positions is counted once, like a convolution: one multiplier per weight.
-    """
-    bits_input = quantizer_bits(layer.data, activation=True)
-    bits_weight = quantizer_bits(layer.node.inputs[1])
-    bits_bias = 0 if layer.bias is None else quantizer_bits(_bias_operand(layer))
-    nonzero = int(np.count_nonzero(effective))
-    outputs = effective.shape[layer.output_axis] * _positions(layer)
-    return LayerCost(
-        layer.name,
-        str(layer.weight.name),
-        layer.node.op_type,
-        tuple(effective.shape),
-        effective.size,
-        nonzero,
-        bits_weight,
-        bits_bias,
-        bits_input,
-        nonzero * bits_input * bits_weight + bits_bias * outputs,
-    )
-
-
-def _bias_operand(layer: layers.Layer) -> ir.Value | None:
-    assert layer.bias_add is not None and layer.bias_index is not None
-    return layer.bias_add.inputs[layer.bias_index]
-
-
-def _positions(layer: layers.Layer) -> int:
-    """How many places one filter is applied at: 1 for a dense layer."""
-    shape = layer.output.shape
-    if layer.node.op_type != "Conv" or shape is None:
-        return 1
-    return int(np.prod([dim if isinstance(dim, int) else 1 for dim in shape.dims[2:]]))
-
-
-def quantizer_bits(value: ir.Value | None, *, activation: bool = False) -> int:
-    """The width of the quantizer that `value` comes from, through masks and what only moves values."""
-    while value is not None and value.producer() is not None:
-        node = value.producer()
-        assert node is not None
-        if layers.is_quant(node):
-            grid = layers.grid(node)
-            return FLOAT_BITS if grid is None else int(grid.bits.max())
-        passes_grid = layers.applies_mask(node) or (activation and node.op_type in layers.MOVES)
-        if not passes_grid:
-            return FLOAT_BITS
-        value = node.inputs[0]
-    return FLOAT_BITS
+def _mean(widths: np.ndarray) -> float:
+    """A mean width, a whole number where it is one."""
+    mean = float(widths.mean(dtype=np.float64)) if widths.size else 0.0
+    return int(mean) if mean == int(mean) else mean
 
 
 def keep_ratio(costs: list[LayerCost], before: list[LayerCost] | None = None) -> float:

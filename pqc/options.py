@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from pqc.errors import PassError
-from pqc.fixed_point import FixedPoint
 
 NONE = "none"
 
@@ -63,8 +62,8 @@ def read(text: str, kind: object) -> object:
         if text not in ("true", "false"):
             raise ValueError("expected true or false")
         return text == "true"
-    if kind is FixedPoint:
-        return FixedPoint.parse(text)
+    if hasattr(kind, "parse"):
+        return kind.parse(text)
     if kind in (int, float, str):
         return kind(text)
     raise ValueError(f"cannot be written as text: {kind}")

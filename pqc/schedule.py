@@ -16,7 +16,9 @@ from pqc import curves
 from pqc.errors import ScheduleError
 from pqc.method import RAMP, Method
 from pqc.methods import make
+from pqc.names import BITS_WEIGHT, EBOPS_WEIGHT
 from pqc.options import nearest
+from pqc.quantizer_sites import FRACTION, INTEGER
 from pqc.reference_config import Converted, convert, detects, their_settings
 from pqc.schedule_sections import (
     Curve,
@@ -33,6 +35,8 @@ from pqc.schedule_sections import (
 from pqc.yaml_file import HINT, Document, Note, value
 
 MAX_FILE_BYTES = 1_000_000
+PRICES: dict[str, Curve] = {EBOPS_WEIGHT: 1e-5, BITS_WEIGHT: 0.0}
+"""What learned bits cost in the loss, where the schedule does not say."""
 
 
 class Schedule(Section):
@@ -70,15 +74,23 @@ class Schedule(Section):
         if method and not phases.training.epochs and not calibrates:
             raise ValueError("a pruning method needs phases.training.epochs; without training its masks mean nothing")
         for phase in (phases.pretraining, phases.training, phases.fine_tuning):
-            refuse_unknown(phase.rates or {}, _roles(_method(info)), "rates: no role")
+            refuse_unknown(phase.rates or {}, _roles(info), "rates: no role")
         return phases
 
     @field_validator("training")
     @classmethod
     def _roles_exist(cls, training: Training, info: ValidationInfo) -> Training:
         for key in ("rates", "decays"):
-            refuse_unknown(getattr(training, key), _roles(_method(info)), f"{key}: no role")
+            refuse_unknown(getattr(training, key), _roles(info), f"{key}: no role")
         return training
+
+    @field_validator("quantization")
+    @classmethod
+    def _bits_are_learned(cls, quantization: Quantization | None, info: ValidationInfo) -> Quantization | None:
+        target = info.data.get("target")
+        if target is not None and target.ebops is not None and not (quantization and quantization.learns):
+            raise ValueError("target.ebops needs a quantizer that learns bits")
+        return quantization
 
     @field_validator("distill")
     @classmethod
@@ -91,8 +103,9 @@ class Schedule(Section):
     @field_validator("controls")
     @classmethod
     def _controls_exist(cls, controls: dict[str, Curve], info: ValidationInfo) -> dict[str, Curve]:
-        method = _method(info)
-        refuse_unknown(controls, list(method.controls()) if method else [], "no control")
+        method, quantization = _method(info), info.data.get("quantization")
+        known = [*(method.controls() if method else ()), *(PRICES if quantization and quantization.learns else ())]
+        refuse_unknown(controls, known, "no control")
         if RAMP in controls and not _is_share(controls[RAMP]):
             raise ValueError(f"{RAMP} is a share from 0 to 1, not {controls[RAMP]}")
         if method and method.strength in controls and method.penalty() is None:
@@ -134,9 +147,11 @@ def _is_share(text: str | float) -> bool:
     return all(0 <= curve(n, 9) <= 1 for n in range(9))
 
 
-def _roles(method: Method | None) -> list[str]:
+def _roles(info: ValidationInfo) -> list[str]:
     """What learning rates and decays can tell apart."""
-    return ["weight", "bias", *(state.name for state in (method.states() if method else ()) if state.trained)]
+    method, quantization = _method(info), info.data.get("quantization")
+    bits = [FRACTION, INTEGER] if quantization and quantization.learns else []
+    return ["weight", "bias", *bits, *(state.name for state in (method.states() if method else ()) if state.trained)]
 
 
 def _aimed(pruning: Pruning, target: Target, changes: Mapping[str, Setting] | None = None) -> Method | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
@@ -12,12 +12,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pqc import curves
 from pqc.errors import PqcError
 from pqc.fixed_point import FixedPoint
+from pqc.functions.fixed_quant import ROUNDINGS
 from pqc.functions.losses import DISTILLATION, LOSSES
 from pqc.functions.optimizers import OPTIMIZERS
 from pqc.functions.quant import ROUNDING_MODES
 from pqc.methods import TABLE as METHODS
 from pqc.methods import make
 from pqc.options import nearest
+from pqc.quantizer import PER_TENSOR, Quantizer
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -42,12 +44,44 @@ def _known(table: Iterable[str], what: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _bits(kind: object) -> object:
-    if kind is None or isinstance(kind, FixedPoint):
-        return kind
+BITS_HINT = "bits are three integers: [k, i, f]"
+
+
+def _bits(kind: object) -> FixedPoint:
     if not isinstance(kind, list) or len(kind) != 3 or not all(type(part) is int for part in kind):
-        raise ValueError("bits are three integers: [k, i, f]")
+        raise ValueError(BITS_HINT)
     return FixedPoint(*kind)
+
+
+def quantizer(kind: object, base: Quantizer | None = None) -> Quantizer | None:
+    """A quantizer as YAML writes it: null, [k, i, f], or a mapping of what differs from `base`.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if kind is None or isinstance(kind, Quantizer):
+        return kind
+    if not isinstance(kind, dict):
+        bits = _bits(kind)
+        return Quantizer(bits) if base is None else replace(base, bits=bits)
+    settings = {str(name): value for name, value in kind.items()}
+    if "bits" in settings:
+        settings["bits"] = _bits(settings["bits"])
+    elif base is None:
+        raise ValueError(f"a quantizer needs bits; {BITS_HINT}")
+    return (base or Quantizer(FixedPoint(1, 0, 7))).changed(settings)
+
+
+def written(kind: Quantizer | None) -> object:
+    """The inverse of `quantizer`, without a base."""
+    if kind is None:
+        return None
+    bits = [kind.bits.k, kind.bits.i, kind.bits.f]
+    granularity = f"{kind.granularity}:{kind.size}" if kind.size else kind.granularity
+    found = {"granularity": granularity, "rounding": kind.rounding, "overflow": kind.overflow, "learns": kind.learns}
+    usual = {"granularity": PER_TENSOR, "rounding": None, "overflow": "SAT", "learns": None}
+    changed = {name: value for name, value in found.items() if value != usual[name]}
+    return {"bits": bits, **changed} if changed else bits
 
 
 def _curve(text: object) -> str | float:
@@ -68,11 +102,7 @@ def _rate(text: object) -> str | float:
     return text
 
 
-Bits = Annotated[
-    FixedPoint | None,
-    BeforeValidator(_bits),
-    PlainSerializer(lambda kind: None if kind is None else [kind.k, kind.i, kind.f]),
-]
+Bits = Annotated[Quantizer | None, BeforeValidator(quantizer), PlainSerializer(written)]
 Curve = Annotated[str | float, BeforeValidator(_curve)]
 
 
@@ -127,18 +157,45 @@ class Target(Section):
     """What the finished network must have."""
 
     sparsity: Annotated[float | None, Field(ge=0, lt=1)] = None
+    ebops: Annotated[float | None, Field(gt=0)] = None
+
+
+TENSORS = {"weight": "weights", "bias": "biases", "input": "inputs", "output": "outputs"}
+"""What a layer may round in its own way, and where the others' way is said."""
 
 
 class Quantization(Section):
     """Fixed point types (k, i, f) of what is rounded; null leaves it in float."""
 
-    weights: Bits = FixedPoint(1, 0, 7)
-    biases: Bits = FixedPoint(1, 0, 7)
-    inputs: Bits = FixedPoint(0, 0, 7)
+    weights: Bits = Quantizer(FixedPoint(1, 0, 7))
+    biases: Bits = Quantizer(FixedPoint(1, 0, 7))
+    inputs: Bits = Quantizer(FixedPoint(0, 0, 7))
     outputs: Bits = None
-    rounding: Annotated[str, _known(ROUNDING_MODES, "rounding mode")] = "ROUND"
+    layers: dict[str, dict[str, Any]] = {}
+    rounding: Annotated[str, _known((*ROUNDING_MODES, *ROUNDINGS), "rounding mode")] = "ROUND"
     calibrate: bool = True
     exclude: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _layers_fit(self) -> Quantization:
+        self.overrides()
+        return self
+
+    def overrides(self) -> dict[str, dict[str, Quantizer | None]]:
+        """The layers' own quantizers by pattern and tensor: what they say, on top of what all have."""
+        found: dict[str, dict[str, Quantizer | None]] = {}
+        for pattern, kinds in self.layers.items():
+            refuse_unknown(kinds, TENSORS, f"layers: '{pattern}': no tensor")
+            bases = {name: getattr(self, TENSORS[name]) for name in kinds}
+            found[pattern] = {name: quantizer(kind, bases[name]) for name, kind in kinds.items()}
+        return found
+
+    @property
+    def learns(self) -> bool:
+        """Whether bits are trained."""
+        own = [kind for kinds in self.overrides().values() for kind in kinds.values()]
+        kinds = [self.weights, self.biases, self.inputs, self.outputs, *own]
+        return any(kind is not None and kind.learns for kind in kinds)
 
 
 class OptimizerSection(Section):
@@ -214,6 +271,8 @@ class Phase(Section):
     """A stretch of epochs."""
 
     epochs: Annotated[int, Field(ge=0)] = 0
+    quantize: bool = True
+    bits: Literal["learned", "frozen"] = "learned"
     learning_rate: LearningRate | None = None
     rates: dict[str, LearningRate] | None = None
     select: Literal["last", "best"] = "last"
@@ -225,6 +284,12 @@ class Phase(Section):
         if self.constraint != Constraint() and self.select != "best":
             raise ValueError("a constraint needs select: best")
         return self
+
+
+class FineTuning(Phase):
+    """The stretch with everything frozen but the weights."""
+
+    bits: Literal["learned", "frozen"] = "frozen"
 
 
 class TrainingPhase(Phase):
@@ -255,4 +320,4 @@ class Phases(Section):
     pretraining: Phase = Phase()
     calibration: Calibration = Calibration()
     training: TrainingPhase = TrainingPhase()
-    fine_tuning: Phase = Phase()
+    fine_tuning: FineTuning = FineTuning()

@@ -468,7 +468,7 @@ def test_external_data_outside_the_folder_are_not_read(proto: onnx.ModelProto, t
         (
             "insert-quant{wieghts=1,0,7}",
             "'insert-quant' has no option 'wieghts'; did you mean 'weights'?\n  insert-quant{wieghts=1,0,7}\n"
-            "               ^\nhint: it has: weights, biases, inputs, outputs, rounding, exclude",
+            "               ^\nhint: it has: weights, biases, inputs, outputs, rounding, layers, exclude",
         ),
         ("normalize{a=1}", "'normalize' has no option 'a'\n  normalize{a=1}\n            ^\nhint: it has no options"),
     ],

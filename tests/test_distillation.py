@@ -568,7 +568,8 @@ def test_the_evaluation_does_not_run_the_teacher(jets: Path, tmp_path: Path) -> 
     stages = []
     for name, file in (("cs-demo", None), ("cs-distill", path)):
         plan = schedule.load(name)
-        stages.append(Stage(model, "training", plan, TrainingState(values_of(model), {}), batch=64, teacher=file))
+        state = TrainingState(values_of(model), {})
+        stages.append(Stage(model, "training", plan, plan.phases.training, state, batch=64, teacher=file))
     plain, taught = stages
     assert taught.layout == plain.layout
     assert taught.evaluate(rows).loss == plain.evaluate(rows).loss

@@ -21,6 +21,7 @@ from pqc.functions.quant import ROUNDING_MODES
 from pqc.options import field_types
 from pqc.passes import TABLE
 from pqc.passes.calibrate_quant import CalibrateQuant
+from pqc.quantizer import Quantizer
 from pqc.rewriting import Pass
 from pqc.samples import sample
 from pqc.verifier import verify
@@ -132,6 +133,7 @@ MASKED = f"{QUANTIZED},insert-masks"
 MASKED_DST = f"{QUANTIZED},insert-masks{{method=dst}}"
 MASKED_WANDA = f"{QUANTIZED},insert-masks{{method=wanda pruning-first=false}}"
 MASKED_LAST = f"{QUANTIZED},insert-masks{{pruning-first=false}}"
+LEARNED = f"{FLOAT},insert-quant{{weights=1,1,4/per_weight/SAT_SYM/bits inputs=1,3,4/per_channel/fractional_bits}}"
 LOSS = "attach-loss{loss=mse},fix-batch{size=4}"
 EXPOSED = f"{LOSS},expose-parameters"
 STEP = f"{EXPOSED},differentiate,attach-optimizer"
@@ -146,7 +148,9 @@ PLACES = {
     "calibrate-quant": [QUANTIZED],
     "insert-masks": [FLOAT, QUANTIZED],
     "bypass-masks": [MASKED, MASKED_LAST],
+    "bypass-quant": [QUANTIZED, LEARNED, MASKED_LAST],
     "attach-loss": [FLOAT, MASKED],
+    "attach-costs": [f"{LEARNED},attach-loss{{loss=mse}}", f"{LEARNED},insert-masks,attach-loss{{loss=mse}}"],
     "attach-updates": [f"{MASKED_DST},attach-loss{{loss=mse}}", f"{MASKED_WANDA},attach-loss{{loss=mse}}"],
     "expose-parameters": [f"{MASKED_WANDA},{LOSS},attach-updates", f"{MASKED},{LOSS}", f"{FLOAT},{LOSS}"],
     "attach-teacher": [f"{MASKED},{EXPOSED}", f"{FLOAT},{EXPOSED}"],
@@ -157,10 +161,13 @@ PLACES = {
         f"{MASKED_DST},{LOSS},attach-updates,expose-parameters",
         f"{MASKED},{EXPOSED}",
         f"{MASKED},{EXPOSED},lower-quant,batch-parameters",
+        f"{LEARNED},attach-loss{{loss=mse}},attach-costs,fix-batch{{size=4}},expose-parameters",
     ],
     "attach-optimizer": [f"{MASKED_LAST},{EXPOSED},differentiate"],
     "freeze-masks": [MASKED, MASKED_LAST, MASKED_DST],
-    "fold-masks": [f"{MASKED},freeze-masks", f"{MASKED_LAST},freeze-masks"],
+    "freeze-bits": [LEARNED],
+    "lower-bits": [f"{LEARNED},freeze-bits", f"{LEARNED},insert-masks,freeze-masks,freeze-bits,fold-masks"],
+    "fold-masks": [f"{LEARNED},insert-masks,freeze-masks", f"{MASKED},freeze-masks", f"{MASKED_LAST},freeze-masks"],
     "fold-quant": [QUANTIZED, f"{MASKED},freeze-masks,fold-masks"],
     "shrink": [FLOAT, FOLDED, f"{QUANTIZED},fold-quant", f"{MASKED},freeze-masks,fold-masks"],
     "strip-training": [f"{MASKED},{STEP}", f"{FLOAT},attach-loss"],
@@ -251,13 +258,13 @@ def test_laws(title: str, tmp_path: Path) -> None:
     law()
 
 
-kinds = st.builds(FixedPoint, st.sampled_from([0, 1]), st.integers(0, 4), st.integers(1, 6))
+kinds = st.builds(Quantizer, st.builds(FixedPoint, st.sampled_from([0, 1]), st.integers(0, 4), st.integers(1, 6)))
 
 
 @given(networks, kinds, kinds, st.sampled_from(ROUNDING_MODES))
 @settings(max_examples=5, phases=FIND)
 def test_quant_passes_keep_the_laws_with_any_type(
-    model: ir.Model, weights: FixedPoint, inputs: FixedPoint, mode: str
+    model: ir.Model, weights: Quantizer, inputs: Quantizer, mode: str
 ) -> None:
     prepare(model, FLOAT)
     assert_lawful(model, TABLE["insert-quant"](weights=weights, biases=weights, inputs=inputs, rounding=mode))
@@ -302,7 +309,14 @@ def values(kind: object) -> st.SearchStrategy[object]:
     if origin is dict:
         return st.dictionaries(words, words, max_size=3)
     known: dict[object, st.SearchStrategy[object]] = {
-        FixedPoint: st.builds(FixedPoint, st.sampled_from([0, 1]), st.integers(-5, 15), st.integers(6, 16)),
+        Quantizer: st.builds(
+            Quantizer,
+            st.builds(FixedPoint, st.sampled_from([0, 1]), st.integers(-5, 15), st.integers(6, 16)),
+            st.sampled_from(["per_tensor", "per_channel", "per_weight"]),
+            rounding=st.sampled_from([None, "RND", "FLOOR"]),
+            overflow=st.sampled_from(["SAT", "WRAP"]),
+            learns=st.sampled_from([None, "fractional_bits"]),
+        ),
         bool: st.booleans(),
         int: st.integers(1, 2**30),
         float: st.floats(allow_nan=False),

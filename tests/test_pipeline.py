@@ -16,6 +16,7 @@ from pqc.fixed_point import FixedPoint
 from pqc.passes.insert_masks import InsertMasks
 from pqc.passes.insert_quant import InsertQuant
 from pqc.passes.normalize import Normalize
+from pqc.quantizer import Quantizer
 from pqc.rewriting import CHANGES, EXACT, Meaning, Pass, close
 
 ERRORS = {
@@ -53,7 +54,7 @@ hint: see `pqc list passes`""",
 'insert-quant' has no option 'wieghts'; did you mean 'weights'?
   insert-quant{wieghts=1,0,7}
                ^
-hint: it has: weights, biases, inputs, outputs, rounding, exclude""",
+hint: it has: weights, biases, inputs, outputs, rounding, layers, exclude""",
     "normalize{size=3}": """\
 'normalize' has no option 'size'
   normalize{size=3}
@@ -63,7 +64,7 @@ hint: it has no options""",
 expected option=value
   insert-quant{weights=1,0,7 inputs}
                              ^
-hint: it has: weights, biases, inputs, outputs, rounding, exclude""",
+hint: it has: weights, biases, inputs, outputs, rounding, layers, exclude""",
     "insert-quant{inputs=0,0,7 weights=1,0}": """\
 '1,0' does not fit 'weights': expected k,i,f and got '1,0'
   insert-quant{inputs=0,0,7 weights=1,0}
@@ -115,7 +116,7 @@ def test_parse_reads_names_and_options() -> None:
     text = " normalize , insert-quant{ weights=1,2,5  inputs=none exclude=head*,fc1 },insert-masks{options=final_temp=9,threshold_init=0.5 pruning-first=false}"
     assert pipeline.parse(text) == [
         Normalize(),
-        InsertQuant(weights=FixedPoint(1, 2, 5), inputs=None, exclude=("head*", "fc1")),
+        InsertQuant(weights=Quantizer(FixedPoint(1, 2, 5)), inputs=None, exclude=("head*", "fc1")),
         InsertMasks(options={"final_temp": "9", "threshold_init": "0.5"}, pruning_first=False),
     ]
 
@@ -125,7 +126,11 @@ def test_parse_allows_a_space_after_a_brace() -> None:
 
 
 def test_unparse_leaves_defaults_out() -> None:
-    passes = [Normalize(), InsertQuant(weights=FixedPoint(1, 0, 7), biases=None), InsertMasks(pruning_first=False)]
+    passes = [
+        Normalize(),
+        InsertQuant(weights=Quantizer(FixedPoint(1, 0, 7)), biases=None),
+        InsertMasks(pruning_first=False),
+    ]
     assert pipeline.unparse(passes) == "normalize,insert-quant{biases=none},insert-masks{pruning-first=false}"
     assert pipeline.unparse([InsertQuant()]) == "insert-quant"
 

@@ -12,6 +12,7 @@ import pytest
 from pqc import curves, schedule
 from pqc.errors import ScheduleError
 from pqc.fixed_point import FixedPoint
+from pqc.quantizer import Quantizer
 from pqc.schedule import Schedule
 
 
@@ -94,7 +95,7 @@ def test_a_target_that_a_layer_cannot_have_is_refused(tmp_path: Path) -> None:
         ("training.batch", "8", 8),
         ("training.learning_rate", "1e-3", "1e-3"),
         ("training.learning_rate", "exp(1e-3, 1e-5)", "exp(1e-3, 1e-5)"),
-        ("quantization.weights", "[1, 0, 3]", FixedPoint(1, 0, 3)),
+        ("quantization.weights", "[1, 0, 3]", Quantizer(FixedPoint(1, 0, 3))),
         ("quantization.weights", "null", None),
         ("quantization", "null", None),
         ("pruning.method", "null", None),

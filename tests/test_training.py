@@ -171,7 +171,9 @@ def test_fine_tuning_keeps_the_mask(jets: Path, tmp_path: Path) -> None:
 
 def test_the_graphs_follow_the_annealed_controls(jets: Path, tmp_path: Path) -> None:
     trainer = make_trainer(jets, tmp_path)
-    stage = Stage(trainer.compressible, "training", trainer.schedule, trainer.state, batch=64)
+    stage = Stage(
+        trainer.compressible, "training", trainer.schedule, trainer.schedule.phases.training, trainer.state, batch=64
+    )
     losses = []
     for beta in (1.0, 50.0):
         stage.set_controls({"beta": beta})

@@ -17,6 +17,8 @@ UPDATE = Opset("pqc.update", 1)
 RANKING = Opset("pqc.ranking", 1)
 LOSS = Opset("pqc.loss", 1)
 FIXED = Opset("pqc.fixed", 1)
+QUANTIZER = Opset("pqc.quant", 1)
+COST = Opset("pqc.cost", 1)
 OPTIMIZER = Opset("pqc.optimizer", 1)
 
 Key = tuple[str, str]
@@ -34,6 +36,7 @@ class Operator:
             inputs and outputs.
         results: the gradient's outputs: `GI(i)` is the gradient of input i.
         inline: differentiate the body instead; it is made of operators that the engine differentiates rightly.
+        helpers: functions that the bodies call.
     """
 
     function: OnnxFunction
@@ -41,6 +44,7 @@ class Operator:
     arguments: Sequence[str] = ()
     results: Sequence[str] = ("GI(0)",)
     inline: bool = False
+    helpers: Sequence[OnnxFunction] = ()
 
     @property
     def key(self) -> Key:
@@ -48,6 +52,6 @@ class Operator:
         return self.function.opset.domain, self.function.name
 
     def bodies(self) -> list[onnx.FunctionProto]:
-        """The forward body, and the gradient's where there is one."""
-        functions = [self.function] if self.gradient is None else [self.function, self.gradient]
+        """The forward body, the gradient's where there is one, and those that they call."""
+        functions = [self.function, *([] if self.gradient is None else [self.gradient]), *self.helpers]
         return [function.to_function_proto() for function in functions]

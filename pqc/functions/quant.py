@@ -26,7 +26,7 @@ def Quant(
     """Round x to scale * (q - zeropt) with q an integer of `bitwidth` bits; saturate, then round.
 
     One signed bit is bipolar (-1, +1), as in QONNX. The tests on attributes and bit widths are folded away when
-    the session is made, which leaves four elementwise nodes where one bit width serves all elements.
+    the session is made, which leaves five elementwise nodes.
     """
     is_signed = op.CastLike(op.Constant(value_int=signed), bitwidth)
     is_narrow = op.CastLike(op.Constant(value_int=narrow), bitwidth)
@@ -34,10 +34,7 @@ def Quant(
     high = span - 1.0 - (1.0 - is_signed) * is_narrow
     low = is_signed * (is_narrow - span)
     v = x / scale + zeropt
-    if op.Size(bitwidth) == 1:
-        clipped = op.Clip(v, op.Squeeze(low), op.Squeeze(high))
-    else:
-        clipped = op.Min(op.Max(v, low), high)
+    clipped = op.Min(op.Max(v, low), high)
     mode = op.Constant(value_string=rounding_mode)
     if mode == "FLOOR":
         rounded = op.Floor(clipped)
@@ -84,10 +81,7 @@ def QuantGrad(
     high = span - 1.0 - (1.0 - is_signed) * is_narrow + is_bipolar
     low = is_signed * (is_narrow * (1.0 - is_bipolar) - span)
     v = x / scale + zeropt
-    if op.Size(bitwidth) == 1:
-        clipped = op.Clip(v, op.Squeeze(low), op.Squeeze(high))
-    else:
-        clipped = op.Min(op.Max(v, low), high)
+    clipped = op.Min(op.Max(v, low), high)
     return dy * op.Cast(op.Equal(v, clipped), to=1)
 
 

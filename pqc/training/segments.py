@@ -8,7 +8,7 @@ from typing import Any
 from pqc import curves
 from pqc.errors import TrainingError
 from pqc.method import Method
-from pqc.schedule import Schedule
+from pqc.schedule import PRICES, Schedule
 from pqc.schedule_sections import Constraint, Phase
 
 
@@ -66,10 +66,10 @@ def _segment(schedule: Schedule, stage: str, number: int, phase: Phase) -> Segme
 
 
 def control_curves(schedule: Schedule) -> dict[str, curves.Curve]:
-    """The annealed scalars of the method."""
-    if schedule.method is None:
-        return {}
-    texts = {**schedule.method.controls(), **schedule.controls}
+    """The annealed scalars of the method and of the bits' price."""
+    known = schedule.method.controls() if schedule.method is not None else {}
+    prices = PRICES if schedule.quantization is not None and schedule.quantization.learns else {}
+    texts = {**known, **prices, **schedule.controls}
     return {name: curves.parse(text) for name, text in texts.items()}
 
 

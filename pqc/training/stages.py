@@ -16,6 +16,7 @@ from pqc.functions.optimizers import make_optimizer
 from pqc.names import BUFFERS, LOSS, TARGET, THETA, Slice, by_role, layout, unpacked
 from pqc.options import quote, write
 from pqc.schedule import Schedule
+from pqc.schedule_sections import Phase
 from pqc.training.state import TrainingState
 from pqc.training.stepper import Stepper
 
@@ -40,6 +41,7 @@ class Stage:
         compressible: the graph with quantizers and masks; not changed.
         name: a key of `STAGES`.
         schedule: gives loss, optimizer, seed.
+        phase: what is on in this stage.
         state: parameters to start from.
         batch: rows per step.
         device: `cpu` or `cuda`.
@@ -52,6 +54,7 @@ class Stage:
         compressible: ir.Model,
         name: str,
         schedule: Schedule,
+        phase: Phase,
         state: TrainingState,
         *,
         batch: int,
@@ -63,10 +66,10 @@ class Stage:
         self.loss_name = schedule.training.loss
         start = graph.copy(compressible)
         set_values(start, state.values)
-        if STAGES[name]:
-            pipeline.run(start, STAGES[name])
-        self._control_names = {name: str(value.name) for name, value in masking.controls(start.graph).items()}
+        if off := stage_pipeline(name, phase):
+            pipeline.run(start, off)
         pipeline.run(start, loss_pipeline(schedule))
+        self._control_names = {name: str(value.name) for name, value in masking.controls(start.graph).items()}
         step = graph.copy(start)
         pipeline.run(start, "expose-parameters")
         self.layouts = {vector: layout(start, vector) for vector in (THETA, BUFFERS)}
@@ -136,11 +139,17 @@ class Stage:
         return np.concatenate(pieces).astype(np.float32)
 
 
+def stage_pipeline(name: str, phase: Phase) -> str:
+    """The pipeline text that switches off what a stage does without."""
+    parts = [STAGES[name], "" if phase.bits == "learned" else "freeze-bits", "" if phase.quantize else "bypass-quant"]
+    return ",".join(part for part in parts if part)
+
+
 def loss_pipeline(schedule: Schedule) -> str:
     """The pipeline text that adds the loss."""
     options = {key: write(value) for key, value in schedule.training.loss_options.items()}
     extra = f" options={write(options)}" if options else ""
-    return f"attach-loss{{loss={schedule.training.loss}{extra}}}"
+    return f"attach-loss{{loss={schedule.training.loss}{extra}}},attach-costs"
 
 
 def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -> str:

@@ -158,6 +158,7 @@ class Trainer:
             self._model(),
             segment.stage,
             self.schedule,
+            segment.phase,
             state,
             batch=self.batch,
             device=self.device,

@@ -20,7 +20,7 @@ from pqc.workflows.checks import check_inputs
 from pqc.workflows.sources import resolve
 
 NORMALIZE = "normalize,fold-constants,fold-batchnorm,lower-gemm"
-FINALIZE = "freeze-masks,fold-masks,fold-quant,strip-training,normalize"
+FINALIZE = "freeze-masks,freeze-bits,fold-masks,lower-bits,fold-quant,strip-training,normalize"
 CALIBRATION_ROWS, VERIFY_ROWS = 4096, 64
 CHEAP_ELEMENTS = 1_000_000
 NOTES = logging.getLogger("pqc.notes")
@@ -39,6 +39,11 @@ def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
     if quantization is not None:
         kinds = {name: getattr(quantization, name) for name in ("weights", "biases", "inputs", "outputs")}
         options = [f"{name}={write(kind)}" for name, kind in kinds.items()] + [f"rounding={quantization.rounding}"]
+        own = {
+            pattern: {name: None if kind is None else str(kind) for name, kind in kinds.items()}
+            for pattern, kinds in quantization.overrides().items()
+        }
+        options += [f"layers={quote(json.dumps(own))}"] if own else []
         options += [f"exclude={quote(write(quantization.exclude))}"] if quantization.exclude else []
         parts.append(f"insert-quant{{{' '.join(options)}}}")
         if quantization.calibrate and calibration is not None:

@@ -66,7 +66,7 @@ def pqc_step(batch: int, method: str) -> Callable[[np.ndarray], None]:
     values = values_of(model)
     controls = {name: curve(99, 100) for name, curve in control_curves(plan).items()}
     Events(model).begin_training(values, controls)
-    stage = Stage(model, "training", plan, TrainingState(values, {}), batch=batch)
+    stage = Stage(model, "training", plan, plan.phases.training, TrainingState(values, {}), batch=batch)
     stage.set_controls(controls)
     x, y = arrays()
     inputs, count = {"x": x}, iter(range(1, 10**9))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import graph, layers, library, quantizer_sites
+from pqc.ebops import Counter
+from pqc.names import BITS_WEIGHT, EBOPS_WEIGHT, LOSS
+from pqc.rewriting import Pass
+
+
+@dataclass(frozen=True)
+class AttachCosts(Pass):
+    """Add the price of learned bits to the loss.
+
+    loss → loss + ebops-weight · EBOPs + bits-weight · (sum of all learned bits), both weights being scalars that a
+    schedule anneals. EBOPs count products of widths and additions of biases, and leave out weights whose mask is zero.
+    Leaves a graph without a loss, without learned bits, or with their price.
+    """
+
+    title: ClassVar[str] = "attach-costs"
+
+    def rewrite(self, model: ir.Model) -> int:
+        main = model.graph
+        place = next((number for number, value in enumerate(main.outputs) if value.name == LOSS), None)
+        learned = [value for value, _ in quantizer_sites.trained(main)]
+        if place is None or not learned or EBOPS_WEIGHT in main.initializers:
+            return 0
+        writer = _Writer(main)
+        counter = Counter(main)
+        terms = [counter.layer(layer) for layer in layers.layers(main)]
+        costs = [value for one in terms for value in (one.products, one.additions) if value is not None]
+        price = writer.product(writer.sum(costs, "ebops"), EBOPS_WEIGHT)
+        bits = writer.sum([writer.total(value) for value in learned], "bits")
+        task = main.outputs[place]
+        task.name = f"{LOSS}.before_costs"
+        loss = writer.sum([task, price, writer.product(bits, BITS_WEIGHT)], LOSS)
+        loss.name = LOSS
+        main.outputs[place] = loss
+        library.link(model)
+        return 1
+
+
+class _Writer:
+    """Adds nodes with scalar results at the end."""
+
+    def __init__(self, main: ir.Graph) -> None:
+        self.main = main
+        self.names = graph.Names(main)
+
+    def sum(self, values: list[ir.Value], name: str) -> ir.Value:
+        total = values[0]
+        for value in values[1:]:
+            total = self._add("Add", [total, value], name, {})
+        return total
+
+    def total(self, value: ir.Value) -> ir.Value:
+        """The sum over all elements."""
+        return self._add("ReduceSum", [value], f"{value.name}.sum", {"keepdims": 0})
+
+    def product(self, value: ir.Value, weight: str) -> ir.Value:
+        """`value` times the scalar `weight`, which is zero until it is set."""
+        return self._add("Mul", [value, graph.add_initializer(self.main, weight, np.zeros((), np.float32))], weight, {})
+
+    def _add(self, operator: str, inputs: list[ir.Value], name: str, attributes: dict[str, int]) -> ir.Value:
+        output = ir.val(self.names.new(f"{name}.out"), ir.DataType.FLOAT, [])
+        self.main.append(ir.node(operator, inputs, attributes, name=self.names.new(name), outputs=[output]))
+        return output

@@ -1,0 +1,185 @@
+"""Quantizers as schedules and pipelines write them: type, granularity, rounding, overflow, and what is learned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from pqc.fixed_point import FixedPoint
+from pqc.functions.fixed_quant import OVERFLOWS, ROUNDINGS
+from pqc.functions.quant import ROUNDING_MODES
+from pqc.options import nearest
+
+PER_TENSOR, PER_CHANNEL, PER_WEIGHT, PER_ELEMENT, PER_GROUP = (
+    "per_tensor",
+    "per_channel",
+    "per_weight",
+    "per_element",
+    "per_group",
+)
+GRANULARITIES = (PER_TENSOR, PER_CHANNEL, PER_WEIGHT, PER_ELEMENT, PER_GROUP)
+LEARNED = ("bits", "fractional_bits")
+"""What a quantizer may learn, besides nothing."""
+
+QONNX_ROUNDING = {
+    "TRN": "FLOOR",
+    "RND_CONV": "ROUND",
+    "TRN_ZERO": "DOWN",
+    "RND_ZERO": "HALF_DOWN",
+    "RND_INF": "HALF_UP",
+}
+"""QONNX's names of the roundings of ap_fixed; RND and RND_MIN_INF have none."""
+AP_ROUNDING = {name: ap for ap, name in QONNX_ROUNDING.items()} | {"HALF_EVEN": "RND_CONV"}
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """How a tensor is rounded.
+
+    Args:
+        bits: the type (k, i, f); where bits are learned, what they start from.
+        granularity: `per_tensor`; `per_channel`; `per_weight` or, for activations, `per_element`; `per_group`.
+        size: the length of a group, along the inputs of a weight; 0 otherwise.
+        rounding: of QONNX or of ap_fixed, or None where the schedule's own holds.
+        overflow: SAT, SAT_SYM, WRAP or WRAP_SM.
+        learns: `bits` for trained integer and fractional bits; `fractional_bits` where integer bits follow the numbers
+            that are met, so that a training step never overflows; or None.
+
+    Raises:
+        ValueError: a name that is none of the above.
+    """
+
+    bits: FixedPoint
+    granularity: str = PER_TENSOR
+    size: int = 0
+    rounding: str | None = None
+    overflow: str = "SAT"
+    learns: str | None = None
+
+    def __post_init__(self) -> None:
+        _check("granularity", self.granularity, GRANULARITIES)
+        _check("overflow", self.overflow, OVERFLOWS)
+        _check("learns", self.learns, (*LEARNED, None))
+        _check("rounding", self.rounding, (*ROUNDING_MODES, *ROUNDINGS, None))
+        if (self.granularity == PER_GROUP) != (self.size > 0):
+            raise ValueError("per_group needs the size of a group: per_group:16")
+        if self.learns == "bits" and not self.overflow.startswith("SAT"):
+            raise ValueError(f"integer bits have no gradient under {self.overflow}; learn fractional_bits")
+        if self.learns and self.granularity == PER_GROUP:
+            raise ValueError("bits are not learned per group; use per_channel or per_weight")
+
+    @property
+    def said_by_qonnx(self) -> bool:
+        """Whether QONNX's Quant computes the same, so that no operator of pqc's own is needed."""
+        known = self.rounding is None or self.rounding in (*ROUNDING_MODES, *QONNX_ROUNDING)
+        return known and self.overflow in ("SAT", "SAT_SYM") and self.learns is None
+
+    @property
+    def qonnx_rounding(self) -> str:
+        """QONNX's name of the rounding."""
+        rounding = self.rounding or "ROUND"
+        return QONNX_ROUNDING.get(rounding, rounding)
+
+    @property
+    def ap_rounding(self) -> str:
+        """The name of the rounding in ap_fixed.
+
+        Raises:
+            ValueError: it has none.
+        """
+        rounding = AP_ROUNDING.get(self.rounding or "ROUND", self.rounding or "ROUND")
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"rounding {rounding} does not go with {self.learns or self.overflow}")
+        return rounding
+
+    @classmethod
+    def parse(cls, text: str) -> Quantizer:
+        """Read `k,i,f` and words after slashes in any order: `1,0,7/per_channel/SAT_SYM/RND/bits`.
+
+        Raises:
+            ValueError: a word that means nothing here.
+        """
+        kind, *words = text.split("/")
+        return cls(FixedPoint.parse(kind), **_settings(words))
+
+    def changed(self, settings: Mapping[str, Any]) -> Quantizer:
+        """The quantizer with some of its fields set anew.
+
+        Raises:
+            ValueError: there is no such field, or it does not take the value.
+        """
+        known = [field.name for field in fields(self)]
+        for name in settings:
+            if name not in known:
+                raise ValueError(f"a quantizer has no '{name}'{nearest(name, known)}; it has: {', '.join(known)}")
+        granularity, _, size = str(settings.get("granularity", self.granularity)).partition(":")
+        given = {**settings, "granularity": granularity}
+        if size or granularity != PER_GROUP:
+            given["size"] = _size(size)
+        return replace(self, **given)
+
+    def words(self) -> list[str]:
+        """What differs from a plain saturating type, as `parse` reads it."""
+        granularity = f"{self.granularity}:{self.size}" if self.size else self.granularity
+        found = [granularity, self.rounding, self.overflow, self.learns]
+        return [word for word in found if word is not None and word not in (PER_TENSOR, "SAT")]
+
+    def __str__(self) -> str:
+        return "/".join([str(self.bits), *self.words()])
+
+
+def _check(what: str, name: str | None, known: tuple[str | None, ...]) -> None:
+    if name not in known:
+        names = [one for one in known if one is not None]
+        raise ValueError(f"no {what} '{name}'{nearest(str(name), names)}; there are: {', '.join(names)}")
+
+
+def _size(text: str) -> int:
+    if text and not text.isdecimal():
+        raise ValueError(f"the size of a group is a whole number, not '{text}'")
+    return int(text or 0)
+
+
+def _settings(words: list[str]) -> dict[str, Any]:
+    """The fields that some words set."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, _, size = word.partition(":")
+        for field, known in (
+            ("granularity", GRANULARITIES),
+            ("rounding", (*ROUNDINGS, *ROUNDING_MODES)),
+            ("overflow", OVERFLOWS),
+            ("learns", LEARNED),
+        ):
+            if name in known and field not in found:
+                found[field] = name
+                break
+        else:
+            everything = [*GRANULARITIES, *ROUNDINGS, *ROUNDING_MODES, *OVERFLOWS, *LEARNED]
+            raise ValueError(f"'{word}' says nothing about a quantizer{nearest(name, everything)}")
+        if size:
+            found["size"] = _size(size)
+    return found
+
+
+TENSORS = ("weight", "bias", "input", "output")
+"""What a layer may round in its own way."""
+
+
+def read_overrides(text: str) -> dict[str, dict[str, Quantizer | None]]:
+    """Quantizers by pattern and tensor, from JSON: {"fc*": {"weight": "1,0,3/per_channel", "input": null}}.
+
+    Raises:
+        ValueError: no JSON, or no quantizer; TypeError or AttributeError where its form is another.
+    """
+    found = {}
+    for pattern, kinds in json.loads(text or "{}").items():
+        unknown = [name for name in kinds if name not in TENSORS]
+        if unknown:
+            raise ValueError(f"'{unknown[0]}' is not one of {', '.join(TENSORS)}")
+        found[str(pattern)] = {
+            name: None if kind is None else Quantizer.parse(str(kind)) for name, kind in kinds.items()
+        }
+    return found

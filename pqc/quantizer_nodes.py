@@ -1,0 +1,135 @@
+"""Quantizer nodes for a graph: QONNX's Quant where it says what is wanted, pqc's FixedQuant where not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import graph, layers
+from pqc.errors import PassError, UnsupportedError
+from pqc.functions.fixed_quant import FIXED_QUANT, ROUNDINGS
+from pqc.quantizer import PER_CHANNEL, PER_GROUP, PER_TENSOR, Quantizer
+from pqc.quantizer_sites import LEARNS
+
+
+class QuantizerWriter:
+    """Adds quantizers with names that follow from what they round.
+
+    Args:
+        main: the graph.
+        rounding: what holds for quantizers that do not say theirs.
+    """
+
+    def __init__(self, main: ir.Graph, rounding: str) -> None:
+        self.main = main
+        self.rounding = rounding
+        self.names = graph.Names(main)
+
+    def quantize(self, value: ir.Value, kind: Quantizer, layer: layers.Layer | None) -> None:
+        """Round `value` for all its readers.
+
+        Args:
+            value: a parameter or an activation.
+            kind: how to round it.
+            layer: the layer whose parameter it is, or None for an activation.
+
+        Raises:
+            UnsupportedError: the tensor's shape does not allow the granularity.
+            PassError: the rounding has no name in ap_fixed and the quantizer needs one.
+        """
+        kind = kind if kind.rounding is not None else kind.changed({"rounding": self.rounding})
+        name = self.names.new(f"{value.name}.quant")
+        node = self._quant(value, kind, layer, name) if kind.said_by_qonnx else self._fixed(value, kind, layer, name)
+        readers = [use for use in value.uses() if use[0] is not node]
+        for reader, index in readers:
+            reader.replace_input_with(index, node.outputs[0])
+        self._place(value, node)
+        if value.is_graph_output() and not readers:
+            self._become_output(value, node)
+
+    def _quant(self, value: ir.Value, kind: Quantizer, layer: layers.Layer | None, name: str) -> ir.Node:
+        shape = () if kind.granularity == PER_TENSOR else parameter_shape(value, kind, layer)
+        parts = {
+            "scale": np.full(shape, kind.bits.scale, np.float32),
+            "zeropt": np.float32(0),
+            "bitwidth": np.full(shape, kind.bits.bits, np.float32),
+        }
+        narrow = int(kind.overflow == "SAT_SYM" and kind.bits.k)
+        attributes = {"signed": kind.bits.k, "narrow": narrow, "rounding_mode": kind.qonnx_rounding}
+        return self._node(value, name, (graph.QONNX, "Quant"), parts, attributes)
+
+    def _fixed(self, value: ir.Value, kind: Quantizer, layer: layers.Layer | None, name: str) -> ir.Node:
+        shape = parameter_shape(value, kind, layer)
+        bits = {"integer_bits": kind.bits.i, "fractional_bits": kind.bits.f}
+        parts = {part: np.full(shape, number, np.float32) for part, number in bits.items()}
+        attributes = {"signed": kind.bits.k, "rounding": _ap_rounding(kind, value), "overflow": kind.overflow}
+        node = self._node(value, name, FIXED_QUANT.key, parts, attributes)
+        if kind.learns:
+            node.metadata_props[LEARNS] = kind.learns
+        return node
+
+    def _node(
+        self,
+        value: ir.Value,
+        name: str,
+        key: tuple[str, str],
+        parts: Mapping[str, np.ndarray | np.float32],
+        attributes: Mapping[str, object],
+    ) -> ir.Node:
+        constants = [
+            graph.add_initializer(self.main, self.names.new(f"{name}.{part}"), np.asarray(number))
+            for part, number in parts.items()
+        ]
+        output = ir.val(self.names.new(f"{value.name}.quantized"), value.dtype, value.shape)
+        return ir.node(key[1], [value, *constants], attributes, domain=key[0], name=name, outputs=[output])
+
+    def _place(self, value: ir.Value, node: ir.Node) -> None:
+        producer = value.producer()
+        if producer is not None:
+            self.main.insert_after(producer, node)
+        else:
+            self.main.insert_before(self.main.node(0), node)
+
+    def _become_output(self, value: ir.Value, node: ir.Node) -> None:
+        """Let the rounded value leave the graph under the output's own name."""
+        index = next(i for i, output in enumerate(self.main.outputs) if output is value)
+        self.main.outputs[index] = node.outputs[0]
+        value.name, node.outputs[0].name = node.outputs[0].name, value.name
+
+
+def _ap_rounding(kind: Quantizer, value: ir.Value) -> str:
+    try:
+        return kind.ap_rounding
+    except ValueError as error:
+        raise PassError(str(error), at=f"tensor '{value.name}'", hint=f"roundings: {', '.join(ROUNDINGS)}") from error
+
+
+def parameter_shape(value: ir.Value, kind: Quantizer, layer: layers.Layer | None) -> tuple[int, ...]:
+    """The shape of a quantizer's bits, of the rank of `value`: one where they are shared.
+
+    Raises:
+        UnsupportedError: a shape that is not known, or a granularity that does not go with the tensor.
+    """
+    place = f"tensor '{value.name}'"
+    if value.shape is None:
+        raise UnsupportedError("its rank is not known", at=place, hint="export with shapes")
+    rank = len(value.shape)
+    if kind.granularity == PER_TENSOR:
+        return (1,) * rank
+    if kind.granularity == PER_CHANNEL:
+        axis = (layer.output_axis % rank if value is layer.weight else 0) if layer is not None else min(1, rank - 1)
+        return tuple(_length(value, axis) if place == axis else 1 for place in range(rank))
+    if kind.granularity == PER_GROUP:
+        raise UnsupportedError("groups are not available for it", at=place, hint="use per_channel or per_weight")
+    first = () if layer is not None else (1,)
+    return (*first, *(_length(value, axis) for axis in range(len(first), rank)))
+
+
+def _length(value: ir.Value, axis: int) -> int:
+    assert value.shape is not None
+    length = value.shape[axis]
+    if not isinstance(length, int):
+        raise UnsupportedError(f"the length of axis {axis} is not a number", at=f"tensor '{value.name}'")
+    return length
