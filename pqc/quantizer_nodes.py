@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from pqc import graph, layers
 from pqc.errors import PassError, UnsupportedError
-from pqc.functions.fixed_quant import FIXED_QUANT, ROUNDINGS
+from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS, ROUNDINGS
 from pqc.quantizer import PER_CHANNEL, PER_GROUP, PER_TENSOR, Quantizer
-from pqc.quantizer_sites import LEARNS
+from pqc.quantizer_sites import LEARNS, BitsSite
 
 
 class QuantizerWriter:
@@ -97,6 +97,20 @@ class QuantizerWriter:
         index = next(i for i, output in enumerate(self.main.outputs) if output is value)
         self.main.outputs[index] = node.outputs[0]
         value.name, node.outputs[0].name = node.outputs[0].name, value.name
+
+
+def needed_bits(main: ir.Graph, names: graph.Names, site: BitsSite, decay: float) -> ir.Value:
+    """The integer bits that a quantizer needs for what it rounds, or `decay` less than it has if that is more."""
+    attributes = {
+        "decay": decay,
+        "signed": site.node.attributes.get_int("signed", 1),
+        "overflow": site.node.attributes.get_string("overflow", "SAT"),
+    }
+    output = ir.val(names.new(f"{site.i.name}.needed"), ir.DataType.FLOAT, site.i.shape)
+    domain, operator = NEEDED_BITS.key
+    name = names.new(f"{site.i.name}.follow")
+    main.append(ir.node(operator, [site.x, site.i, site.f], attributes, domain=domain, name=name, outputs=[output]))
+    return output
 
 
 def _ap_rounding(kind: Quantizer, value: ir.Value) -> str:

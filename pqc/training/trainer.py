@@ -18,6 +18,7 @@ from pqc.data import Dataset
 from pqc.errors import Interrupted, TrainingError
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
+from pqc.training.bits import LearnedBits
 from pqc.training.calibration import calibrate
 from pqc.training.diagnosis import first_not_finite
 from pqc.training.events import Events
@@ -84,6 +85,7 @@ class Trainer:
         self.batch = min(schedule.training.batch, len(data.train))
         self.method = schedule.method
         self.events = Events(compressible)
+        self.bits = LearnedBits(compressible)
         self.frozen: ir.Model | None = None
         self.inputs, self.target = data.train.all()
         check_length(schedule, len(self.target) // self.batch)
@@ -218,6 +220,8 @@ class Trainer:
         loss = self._steps(stage, segment)
         stage.unpack(state)
         self._check_parameters(stage)
+        self.bits.settle(state.values, self.events.feeds(state.values, controls))
+        stage.load(state)
         validation = stage.evaluate(self.data.validation)
         if segment.stage == "training" and self.method is not None:
             self.events.end_epoch(state.values, controls)

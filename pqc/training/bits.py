@@ -1,0 +1,52 @@
+"""Learned bits between steps: kept bounded, and following the parameters where they shall."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import engine, graph, library, masking, quantizer_sites
+from pqc.quantizer_nodes import needed_bits
+
+Arrays = dict[str, np.ndarray]
+AT_ONCE = 1e6
+"""A decay that forgets what was needed before."""
+
+
+class LearnedBits:
+    """The bits of a compressible graph that training moves.
+
+    Args:
+        compressible: the graph; not changed.
+    """
+
+    def __init__(self, compressible: ir.Model) -> None:
+        self.trained = [str(value.name) for value, _ in quantizer_sites.trained(compressible.graph)]
+        model = graph.copy(compressible)
+        main, names = model.graph, graph.Names(model.graph)
+        given = [*masking.parameters(main), *masking.buffers(main)]
+        known = {str(one.value.name) for one in given} | {str(one.name) for one in masking.controls(main).values()}
+        found = [site for site in quantizer_sites.sites(main) if site.follows and site.of_parameter]
+        needed = [needed_bits(main, names, site, AT_ONCE) for site in found]
+        self._targets = {str(value.name): str(site.i.name) for value, site in zip(needed, found, strict=True)}
+        main.outputs[:] = needed
+        graph.remove_unused(main)
+        main.inputs[:] = [value for value in main.initializers.values() if value.name in known]
+        library.link(model)
+        self._session = engine.Session(model) if needed else None
+
+    def settle(self, values: Arrays, feeds: Mapping[str, np.ndarray]) -> None:
+        """Bound the trained bits, and give parameters the integer bits that they need.
+
+        Args:
+            values: parameters and bits by name; the bits change.
+            feeds: `values` with the controls, by their names in the graph.
+        """
+        quantizer_sites.keep_bounded(values, self.trained)
+        if self._session is None:
+            return
+        feeds = {**feeds, **{name: values[name] for name in self.trained}}
+        found = self._session.run({name: feeds[name] for name in self._session.input_names() if name in feeds})
+        values.update({self._targets[name]: array for name, array in found.items()})
