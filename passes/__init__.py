@@ -24,6 +24,7 @@ from pqc.passes.legalize import Legalize
 from pqc.passes.lower_bits import LowerBits
 from pqc.passes.lower_conv import LowerConv
 from pqc.passes.lower_gemm import LowerGemm
+from pqc.passes.lower_learned import LowerLearned
 from pqc.passes.lower_pool import LowerPool
 from pqc.passes.lower_quant import LowerQuant
 from pqc.passes.lower_reshape import LowerReshape
@@ -53,6 +54,7 @@ TABLE: dict[str, type[Pass]] = {
         ExposeParameters,
         AttachTeacher,
         LowerQuant,
+        LowerLearned,
         BatchParameters,
         FixBatch,
         Differentiate,

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,10 +10,15 @@ import onnx_ir as ir
 
 from pqc import graph, layers
 from pqc.functions.fixed import FIXED_POINT
+from pqc.functions.learned import NEEDED_FROM, PARAMETER_BITS, STEP_WIDTH
 from pqc.functions.operator import PENALTY
 from pqc.mask_sites import method_of
-from pqc.names import THETA, layout
+from pqc.names import BUFFERS, THETA, layout
 from pqc.rewriting import Meaning, Pass, close
+
+
+BATCHED = {one.key for one in (FIXED_POINT, PARAMETER_BITS, STEP_WIDTH, NEEDED_FROM)}
+"""What treats every element by itself, beside the methods' masks."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,8 @@ class BatchParameters(Pass):
     """Apply to all parameters at once what each layer does to its own.
 
     W_i · mask(s_i) → FixedPoint for each layer i → the same on the slices of theta that hold all W and all s, cut
-    into layers afterwards: the number of nodes does not grow with the number of layers.
+    into layers afterwards: the number of nodes does not grow with the number of layers. Learned bits likewise, with
+    those that are states.
     Leaves operators that are not elementwise alone, and parameters that are treated differently from the others.
     For the training step only.
     """
@@ -33,9 +39,10 @@ class BatchParameters(Pass):
         if THETA not in model.graph.initializers:
             return 0
         batcher = _Batcher(model.graph)
-        batched = batcher.run([name for name, _, _ in layout(model)], [role for _, _, role in layout(model)])
+        batched = batcher.run({vector: [name for name, _, _ in layout(model, vector)] for vector in (THETA, BUFFERS)})
         if batched:
             graph.remove_unused(model.graph)
+            model.graph.sort()
         return batched
 
 
@@ -58,17 +65,16 @@ class _Batcher:
         self.bundles: list[_Bundle] = []
         self.new_nodes: list[ir.Node] = []
         self.done: set[ir.Node] = set()
-        split = next(
-            (node for node in main if node.op_type == "Split" and node.inputs[0] is main.initializers[THETA]), None
-        )
-        self.anchor = split
+        self.anchor = next((node for node in main if _slices(node, main, THETA)), None)
 
-    def run(self, names: list[str], roles: list[str]) -> int:
-        """Batch from the slices of theta onward; return how many nodes were merged into others."""
+    def run(self, vectors: Mapping[str, list[str]]) -> int:
+        """Batch from the slices of the vectors onward; return how many nodes were merged into others."""
         by_name = {value.name: value for value in graph.values(self.main)}
-        if self.anchor is None or any(name not in by_name for name in names):
+        if self.anchor is None or any(name not in by_name for name in vectors[THETA]):
             return 0
-        self._slice_by_recipe([by_name[name] for name in names], roles)
+        for vector, names in vectors.items():
+            if vector in self.main.initializers and all(name in by_name for name in names):
+                self._slice_by_recipe(vector, [by_name[name] for name in names])
         merged = 0
         # A product waits for its mask's bundle, so bundles are gone through until none gets further.
         while progress := sum(self._advance(bundle) for bundle in list(self.bundles)):
@@ -80,20 +86,21 @@ class _Batcher:
         self.main.insert_after(self.anchor, self.new_nodes)
         return merged
 
-    def _slice_by_recipe(self, values: list[ir.Value], roles: list[str]) -> None:
-        """Bundles of neighbours in theta that are treated alike."""
+    def _slice_by_recipe(self, vector: str, values: list[ir.Value]) -> None:
+        """Bundles of neighbours in a vector that are treated alike."""
         runs: list[tuple[Hashable, list[ir.Value]]] = []
-        for value, role in zip(values, roles, strict=True):
-            recipe = (role, *sorted(str(_key(node, index)) for node, index in value.uses()))
+        for value in values:
+            recipe = tuple(sorted(str(_key(node, index)) for node, index in value.uses()))
             if not runs or runs[-1][0] != recipe:
                 runs.append((recipe, []))
             runs[-1][1].append(value)
         flats = [ir.val(self.names.new(f"{lanes[0].name}.all"), ir.DataType.FLOAT) for _, lanes in runs]
-        self.bundles = [_Bundle(lanes, flat) for (_, lanes), flat in zip(runs, flats, strict=True)]
-        for bundle in self.bundles:
+        bundles = [_Bundle(lanes, flat) for (_, lanes), flat in zip(runs, flats, strict=True)]
+        for bundle in bundles:
             bundle.flat.shape = ir.Shape([sum(bundle.sizes)])
-        sizes = self._constant("theta.runs", np.array([sum(bundle.sizes) for bundle in self.bundles], np.int64))
-        self._add("Split", [self.main.initializers[THETA], sizes], flats, "theta.slices", {"axis": 0})
+        self.bundles += bundles
+        sizes = self._constant(f"{vector}.runs", np.array([sum(bundle.sizes) for bundle in bundles], np.int64))
+        self._add("Split", [self.main.initializers[vector], sizes], flats, f"{vector}.slices", {"axis": 0})
 
     def _advance(self, bundle: _Bundle) -> int:
         """Batch what reads the bundle's lanes, if it is the same for all of them."""
@@ -121,27 +128,45 @@ class _Batcher:
         attributes = {name: attribute.value for name, attribute in first.attributes.items()}
         scalar = first.domain == PENALTY.domain
         shape = ir.Shape([]) if scalar else bundle.flat.shape
-        output = ir.val(self.names.new(f"{first.outputs[0].name}.all"), ir.DataType.FLOAT, shape)
-        self._add(first.op_type, inputs, [output], f"{first.name}.all", attributes, first.domain)
+        outputs = [
+            ir.val(self.names.new(f"{output.name}.all"), ir.DataType.FLOAT, shape) for output in first.outputs
+        ]
+        self._add(first.op_type, inputs, outputs, f"{first.name}.all", attributes, first.domain)
         if scalar:
-            self._share(output, nodes)
-        else:
-            self.bundles.append(_Bundle([node.outputs[0] for node in nodes], output))
+            self._share(outputs[0], nodes)
+            return len(nodes)
+        for index, output in enumerate(outputs):
+            self.bundles.append(_Bundle([node.outputs[index] for node in nodes], output))
         return len(nodes)
 
     def _operand(self, values: list[ir.Value | None], bundle: _Bundle) -> ir.Value | None:
-        """One value that stands for each lane's: shared, a bundle of the same lanes, or constants repeated."""
+        """One value that stands for each lane's: shared, a bundle of the same lanes, or the lanes' own end to end."""
         if all(value is values[0] for value in values):
             return values[0]
         for other in self.bundles:
             if len(other.lanes) == len(values) and all(a is b for a, b in zip(other.lanes, values, strict=True)):
                 return other.flat
-        arrays = [array for value in values if (array := graph.constant(value)) is not None and array.size == 1]
-        if values[0] is None or len(arrays) < len(values):
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
             return None
+        arrays = [array for value in known if (array := graph.constant(value)) is not None and array.size == 1]
+        if len(arrays) < len(values):
+            return self._gathered(known) if all(_is_range(value) for value in known) else None
         numbers = np.array([float(array.reshape(())) for array in arrays], np.float32)
         repeated = numbers[0] if (numbers == numbers[0]).all() else np.repeat(numbers, bundle.sizes)
-        return self._constant(f"{values[0].name}.all", np.asarray(repeated, np.float32))
+        return self._constant(f"{known[0].name}.all", np.asarray(repeated, np.float32))
+
+    def _gathered(self, values: list[ir.Value]) -> ir.Value:
+        """The values end to end."""
+        flat = self._constant(f"{values[0].name}.flat", np.array([-1], np.int64))
+        pieces = []
+        for value in values:
+            piece = ir.val(self.names.new(f"{value.name}.piece"), ir.DataType.FLOAT, [math.prod(graph.dims(value))])
+            self._add("Reshape", [value, flat], [piece], f"{value.name}.piece", {})
+            pieces.append(piece)
+        whole = ir.val(self.names.new(f"{values[0].name}.all"), ir.DataType.FLOAT)
+        self._add("Concat", pieces, [whole], f"{values[0].name}.all", {"axis": 0})
+        return whole
 
     def _share(self, total: ir.Value, nodes: list[ir.Node]) -> None:
         """Put the sum of all penalties where the first was, and zero where the others were."""
@@ -187,11 +212,21 @@ class _Batcher:
         self.new_nodes.append(node)
 
 
+def _slices(node: ir.Node, main: ir.Graph, vector: str) -> bool:
+    return node.op_type == "Split" and node.inputs[0] is main.initializers.get(vector)
+
+
+def _is_range(value: ir.Value) -> bool:
+    """Whether it is the largest or smallest of something, which is a small vector."""
+    node = value.producer()
+    return node is not None and not node.domain and node.op_type in ("ReduceMax", "ReduceMin")
+
+
 def _key(node: ir.Node, index: int) -> Hashable:
     """What a node does to the input `index`, or None where that cannot be done to all layers at once."""
     attributes = tuple(sorted((name, str(attribute.value)) for name, attribute in node.attributes.items()))
     key = (node.domain, node.op_type)
     method = method_of(node) if node.domain else None
     elementwise = method is not None and method.elementwise and node.domain in (layers.MASK_DOMAIN, PENALTY.domain)
-    batchable = key == FIXED_POINT.key or elementwise or (not node.domain and layers.applies_mask(node))
+    batchable = key in BATCHED or elementwise or (not node.domain and layers.applies_mask(node))
     return (*key, index, attributes) if batchable else None

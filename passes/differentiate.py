@@ -45,7 +45,7 @@ class Differentiate(Pass):
         for node in [node for node in main if node.op_type == "Split"]:
             slices(main, node)
         graph.remove_unused(main)
-        check_trainable(main)
+        check_trainable(main, loss)
         inlined = _inlined(model)
         library.link(inlined, gradients=True)
         differentiated = graph.from_proto(engine.gradient_graph(graph.to_proto(inlined), LOSS, [THETA]))
@@ -69,13 +69,13 @@ def _inlined(model: ir.Model) -> ir.Model:
     return inlined
 
 
-def check_trainable(main: ir.Graph) -> None:
+def check_trainable(main: ir.Graph, loss: ir.Value) -> None:
     """Refuse what the engine would differentiate wrongly without a word.
 
     Raises:
         UnsupportedError: names the node.
     """
-    trainable.check(main, [main.initializers[THETA]])
+    trainable.check(main, [main.initializers[THETA]], [loss])
     for node in main:
         if node.op_type == "AveragePool" and not _fixed_batch(graph.operand(node, 0)):
             raise UnsupportedError(
@@ -90,12 +90,17 @@ def _fixed_batch(value: ir.Value) -> bool:
 
 
 def _inherit_attributes(main: ir.Graph) -> None:
-    """Copy the attributes of a forward node to its gradient node, which the engine makes bare."""
+    """Complete the gradient nodes, which the engine makes bare: forward attributes, and outputs that nobody reads."""
+    names = graph.Names(main)
     forward = {node.name: node for node in main}
     for node in main:
         if node.domain != GRADIENT.domain:
             continue
-        known = {attribute.name for attribute in library.bodies()[node.domain, node.op_type].attribute_proto}
+        body = library.bodies()[node.domain, node.op_type]
+        known = {attribute.name for attribute in body.attribute_proto}
+        node.resize_outputs(len(body.output))  # shape inference runs past the end of outputs that are left out
+        for output in node.outputs:
+            output.name = output.name or names.new(f"{node.name}.unread")
         origin = forward[(node.name or "").split("_Grad/")[0]]
         for name, attribute in origin.attributes.items():
             if name in known:

@@ -34,7 +34,7 @@ class Legalize(Pass):
         if changed:
             graph.remove_unused(main)
             infer_shapes(model)
-        trainable.check(main, [parameter.value for parameter in masking.parameters(main)])
+        trainable.check(main, [parameter.value for parameter in masking.parameters(main)], main.outputs)
         return changed
 
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from pqc.functions.costs import COSTS
 from pqc.functions.fixed import FIXED_POINT
 from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS
+from pqc.functions.learned import LEARNED_QUANTIZERS
 from pqc.functions.losses import DISTILLATION, LOSSES
 from pqc.functions.operator import Key, Operator
 from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
@@ -49,6 +50,7 @@ def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
         FIXED_QUANT,
         NEEDED_BITS,
         *COSTS,
+        *LEARNED_QUANTIZERS,
         CLIP_BY_NORM,
         PULL,
         *RANKINGS,

@@ -25,19 +25,29 @@ OPERATORS = frozenset(
 BROADCASTS = {"Where": (1, 2), "Pow": (0,)}
 
 
-def check(main: ir.Graph, trained: Iterable[ir.Value]) -> None:
-    """Refuse operators behind the trained values that have no checked gradient.
+def check(main: ir.Graph, trained: Iterable[ir.Value], results: Iterable[ir.Value]) -> None:
+    """Refuse operators between the trained values and the results that have no checked gradient.
 
     Raises:
         UnsupportedError: names the node and its readers.
     """
-    reached = set(trained)
+    reached, matters = set(trained), _before(main, results)
     for node in main:
-        if not any(value in reached for value in node.inputs):
+        if node not in matters or not any(value in reached for value in node.inputs):
             continue
         reached.update(node.outputs)
         if not _trains(node, reached):
             raise _refused(node)
+
+
+def _before(main: ir.Graph, results: Iterable[ir.Value]) -> set[ir.Node]:
+    """The nodes that the results depend on."""
+    wanted, found = set(results), set()
+    for node in reversed(main):
+        if any(output in wanted for output in node.outputs):
+            found.add(node)
+            wanted.update(value for value in node.inputs if value is not None)
+    return found
 
 
 def _trains(node: ir.Node, reached: set[ir.Value]) -> bool:

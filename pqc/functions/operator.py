@@ -19,6 +19,7 @@ LOSS = Opset("pqc.loss", 1)
 FIXED = Opset("pqc.fixed", 1)
 QUANTIZER = Opset("pqc.quant", 1)
 COST = Opset("pqc.cost", 1)
+LEARNED = Opset("pqc.learned", 1)
 OPTIMIZER = Opset("pqc.optimizer", 1)
 
 Key = tuple[str, str]

@@ -163,7 +163,7 @@ def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -
     parts += [f"accumulate={training.accumulate}"] if training.accumulate > 1 else []
     attach = f"attach-optimizer{{{' '.join(parts)}}}"
     expose = ",".join(["attach-updates,expose-parameters", *distill_pipeline(schedule, teacher)])
-    return f"{expose},lower-quant,batch-parameters,fix-batch{{size={batch}}},differentiate,{attach}"
+    return f"{expose},lower-quant,lower-learned,batch-parameters,fix-batch{{size={batch}}},differentiate,{attach}"
 
 
 def distill_pipeline(schedule: Schedule, teacher: Path | None) -> list[str]:
