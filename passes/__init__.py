@@ -30,6 +30,7 @@ from pqc.passes.lower_quant import LowerQuant
 from pqc.passes.lower_reshape import LowerReshape
 from pqc.passes.lower_scales import LowerScales
 from pqc.passes.normalize import Normalize
+from pqc.passes.relax_overflow import RelaxOverflow
 from pqc.passes.shrink import Shrink
 from pqc.passes.strip_softmax import StripSoftmax
 from pqc.passes.strip_training import StripTraining
@@ -53,6 +54,7 @@ TABLE: dict[str, type[Pass]] = {
         AttachUpdates,
         ExposeParameters,
         AttachTeacher,
+        RelaxOverflow,
         LowerQuant,
         LowerLearned,
         BatchParameters,

@@ -17,11 +17,14 @@ class AttachCosts(Pass):
     """Add the price of learned bits to the loss.
 
     loss → loss + ebops-weight · EBOPs + bits-weight · (sum of all learned bits), both weights being scalars that a
-    schedule anneals. EBOPs count products of widths and additions of biases, and leave out weights whose mask is zero.
+    schedule anneals; without `bits` there is no last term. EBOPs count products of widths and additions of biases, and
+    leave out weights whose mask is zero.
     Leaves a graph without a loss, without learned bits, or with their price.
     """
 
     title: ClassVar[str] = "attach-costs"
+
+    bits: bool = True
 
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph
@@ -34,10 +37,12 @@ class AttachCosts(Pass):
         terms = [counter.layer(layer) for layer in layers.layers(main)]
         costs = [value for one in terms for value in (one.products, one.additions) if value is not None]
         price = writer.product(writer.sum(costs, "ebops"), EBOPS_WEIGHT)
-        bits = writer.sum([writer.total(value) for value in learned], "bits")
         task = main.outputs[place]
         task.name = f"{LOSS}.before_costs"
-        loss = writer.sum([task, price, writer.product(bits, BITS_WEIGHT)], LOSS)
+        parts = [task, price]
+        if self.bits:
+            parts.append(writer.product(writer.sum([writer.total(value) for value in learned], "bits"), BITS_WEIGHT))
+        loss = writer.sum(parts, LOSS)
         loss.name = LOSS
         main.outputs[place] = loss
         library.link(model)

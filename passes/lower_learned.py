@@ -32,7 +32,9 @@ class LowerLearned(Pass):
         main = model.graph
         writer = _Writer(main)
         lowered = sum(writer.lower(site) for site in list(sites(main)) if site.learns)
-        lowered += sum(writer.lower_needed(node) for node in list(main) if (node.domain, node.op_type) == NEEDED_BITS.key)
+        lowered += sum(
+            writer.lower_needed(node) for node in list(main) if (node.domain, node.op_type) == NEEDED_BITS.key
+        )
         if lowered:
             graph.remove_unused(main)
             library.unlink(model)
@@ -50,7 +52,6 @@ class _Writer:
         widths = [node for node in site.i.consumers() if (node.domain, node.op_type) == WIDTH.key]
         widths = [node for node in widths if node.inputs[1] is site.f]
         overflow = str(site.node.attributes.get_string("overflow", "SAT"))
-        overflow = NO_OVERFLOW if site.follows else overflow
         signed = site.node.attributes.get_int("signed", 1)
         if str(site.node.attributes.get_string("rounding", "RND_CONV")) != "RND_CONV" or len(widths) != 1:
             explain(site.node, "kept: another rounding, or its width is not asked for")
@@ -133,5 +134,3 @@ class _Writer:
 def _static(value: ir.Value) -> tuple[int, ...] | None:
     shape = value.shape
     return tuple(int(dim) for dim in shape.dims) if shape is not None and shape.is_static() else None
-
-

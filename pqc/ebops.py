@@ -64,9 +64,11 @@ class Counter:
         if layer.bias is None or layer.bias_add is None or layer.bias_index is None:
             return Terms(products, None, data, weight, None)
         bias = self.width(graph.operand(layer.bias_add, layer.bias_index))
-        outputs = self._constant(np.float32(_positions(layer)))
-        total = self._add(("", "ReduceSum"), [bias], "additions", {"keepdims": 0})
-        return Terms(products, self._add(("", "Mul"), [total, outputs], "additions"), data, weight, bias)
+        additions = self._add(("", "ReduceSum"), [bias], "additions", {"keepdims": 0})
+        if _positions(layer) != 1:
+            outputs = self._constant(np.float32(_positions(layer)))
+            additions = self._add(("", "Mul"), [additions, outputs], "additions")
+        return Terms(products, additions, data, weight, bias)
 
     def width(self, value: ir.Value) -> ir.Value:
         """The bits of each element of a parameter, or of an activation [1, ...]."""

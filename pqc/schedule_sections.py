@@ -165,7 +165,15 @@ TENSORS = {"weight": "weights", "bias": "biases", "input": "inputs", "output": "
 
 
 class Quantization(Section):
-    """Fixed point types (k, i, f) of what is rounded; null leaves it in float."""
+    """Fixed point types (k, i, f) of what is rounded; null leaves it in float.
+
+    Args:
+        layers: what layers do in their own way: quantizers by pattern and by weight, bias, input or output.
+        rounding: what holds where a quantizer does not say it.
+        calibrate: choose sign and integer bits from data.
+        integer_bits_decay: how many integer bits that follow their numbers lose in a step that needs fewer.
+        wrap_in_training: let numbers wrap in a training step too.
+    """
 
     weights: Bits = Quantizer(FixedPoint(1, 0, 7))
     biases: Bits = Quantizer(FixedPoint(1, 0, 7))
@@ -174,6 +182,8 @@ class Quantization(Section):
     layers: dict[str, dict[str, Any]] = {}
     rounding: Annotated[str, _known((*ROUNDING_MODES, *ROUNDINGS), "rounding mode")] = "ROUND"
     calibrate: bool = True
+    integer_bits_decay: Annotated[float, Field(ge=0)] = 0.01
+    wrap_in_training: bool = False
     exclude: tuple[str, ...] = ()
 
     @model_validator(mode="after")

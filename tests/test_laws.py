@@ -155,6 +155,8 @@ PLACES = {
     "expose-parameters": [f"{MASKED_WANDA},{LOSS},attach-updates", f"{MASKED},{LOSS}", f"{FLOAT},{LOSS}"],
     "attach-teacher": [f"{MASKED},{EXPOSED}", f"{FLOAT},{EXPOSED}"],
     "fix-batch": [FLOAT, f"{MASKED},attach-loss"],
+    "relax-overflow": [LEARNED, QUANTIZED],
+    "lower-learned": [f"{LEARNED},attach-loss{{loss=mse}},attach-costs,attach-updates,relax-overflow"],
     "lower-quant": [f"{MASKED},{EXPOSED}", f"{MASKED_LAST},{EXPOSED}"],
     "batch-parameters": [f"{MASKED},{EXPOSED},lower-quant", f"{MASKED_LAST},{EXPOSED}"],
     "differentiate": [

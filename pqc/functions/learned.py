@@ -1,8 +1,8 @@
 """Quantizers with learned bits as a training step computes them: few operations, and widths for free.
 
-Powers of two come from Exp, whose error is far below the 2^-12 to which `PowerOfTwo` rounds the mantissa again: exact, and
-an order of magnitude faster than Pow. Rounding adds 1.5 * 2^23 steps and takes them off again, which is exact up to 22
-bits of magnitude; wider numbers are rounded more coarsely than evaluation rounds them.
+Powers of two come from Exp, an order of magnitude faster than Pow. Its error is far below 2^-12, to which `PowerOfTwo`
+rounds the mantissa again, so they are exact. Rounding adds 1.5 * 2^23 steps and takes them off again, which is exact up
+to 22 bits of magnitude; wider numbers are rounded more coarsely than evaluation rounds them.
 """
 
 from __future__ import annotations

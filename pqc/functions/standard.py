@@ -12,8 +12,12 @@ from pqc.functions.operator import GRADIENT
 
 @script(GRADIENT, default_opset=op)
 def ReluGrad(dy: FLOAT, y: FLOAT) -> FLOAT:
-    """dy where y > 0. The engine's own is a branch per element, some ten times slower than this product."""
-    return dy * op.Cast(y > 0.0, to=1)
+    """dy where y > 0, y being the result of Relu.
+
+    The engine's own is a branch per element, some ten times slower; a comparison and a cast take twice as long as this
+    product, which is below one only where y < 3.4e-39, a denormal number.
+    """
+    return dy * op.Min(y * 3.0e38, 1.0)
 
 
 @script(GRADIENT, default_opset=op)

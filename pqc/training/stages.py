@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from pqc import engine, graph, masking, metrics, pipeline
+from pqc import curves, engine, graph, masking, metrics, pipeline
 from pqc.data import Split
 from pqc.functions.optimizers import make_optimizer
-from pqc.names import BUFFERS, LOSS, TARGET, THETA, Slice, by_role, layout, unpacked
+from pqc.names import BITS_WEIGHT, BUFFERS, LOSS, TARGET, THETA, Slice, by_role, layout, unpacked
 from pqc.options import quote, write
-from pqc.schedule import Schedule
+from pqc.schedule import PRICES, Schedule
 from pqc.schedule_sections import Phase
 from pqc.training.state import TrainingState
 from pqc.training.stepper import Stepper
@@ -149,7 +149,9 @@ def loss_pipeline(schedule: Schedule) -> str:
     """The pipeline text that adds the loss."""
     options = {key: write(value) for key, value in schedule.training.loss_options.items()}
     extra = f" options={write(options)}" if options else ""
-    return f"attach-loss{{loss={schedule.training.loss}{extra}}},attach-costs"
+    price = curves.parse(schedule.controls.get(BITS_WEIGHT, PRICES[BITS_WEIGHT]))
+    bits = "" if any(price(n, 9) for n in range(9)) else "{bits=false}"
+    return f"attach-loss{{loss={schedule.training.loss}{extra}}},attach-costs{bits}"
 
 
 def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -> str:
@@ -162,7 +164,14 @@ def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -
     parts += [f"clip={training.clip}"] if training.clip is not None else []
     parts += [f"accumulate={training.accumulate}"] if training.accumulate > 1 else []
     attach = f"attach-optimizer{{{' '.join(parts)}}}"
-    expose = ",".join(["attach-updates,expose-parameters", *distill_pipeline(schedule, teacher)])
+    quantization = schedule.quantization
+    updates = "attach-updates"
+    if quantization is not None and quantization.learns:
+        updates = f"attach-updates{{decay={quantization.integer_bits_decay}}}"
+    relax = "relax-overflow" + (
+        "{keep-wraps=true}" if quantization is not None and quantization.wrap_in_training else ""
+    )
+    expose = ",".join([f"{updates},expose-parameters", *distill_pipeline(schedule, teacher), relax])
     return f"{expose},lower-quant,lower-learned,batch-parameters,fix-batch{{size={batch}}},differentiate,{attach}"
 
 
