@@ -7,7 +7,8 @@ Runs under the peers' Python. One training: beta is constant for --hold epochs, 
 the learning rate falls along a cosine, once or in cycles. After each epoch the integer bits are traced on the training
 and validation rows, as before synthesis, and the network that results is measured: accuracy on the validation and test
 rows, effective bit operations (EBOPs) as HGQ2 counts them. The front holds the epochs that no other beats in both
-validation accuracy and EBOPs. `--layers FILE.npz` keeps the arrays of the front's networks and of the last one, named
+validation accuracy and EBOPs. With --ramp-end, --cycle-from and --cycle the last epochs train at the last beta while
+the rate falls, which gives one good network instead of a whole front. `--layers FILE.npz` keeps the arrays of the front's networks and of the last one, named
 `epoch/layer/array`.
 """
 
@@ -83,9 +84,7 @@ class Trainer:
         trainable, other, slots = state
         other = [jnp.asarray(beta, old.dtype) if place in self.betas else old for place, old in enumerate(other)]
         slots = [jnp.asarray(rate, old.dtype) if place == self.rate else old for place, old in enumerate(slots)]
-        return jax.lax.scan(
-            lambda state, rows: self.step(state, x[rows], y[rows]), (trainable, other, slots), order
-        )
+        return jax.lax.scan(lambda state, rows: self.step(state, x[rows], y[rows]), (trainable, other, slots), order)
 
     def _trace_and_measure(self, trainable: Any, other: Any, rows: dict[str, jax.Array]) -> Any:
         cleared = [jnp.full_like(old, self.traced.get(place, 0)) for place, old in enumerate(other)]
@@ -126,16 +125,17 @@ def is_on_front(point: Point, points: list[Point]) -> bool:
 
 
 def beta_at(epoch: int, options: argparse.Namespace) -> float:
-    """Constant, then growing by a constant factor an epoch."""
-    done = max(0, epoch - options.hold) / max(1, options.epochs - 1 - options.hold)
+    """Constant, growing by a constant factor an epoch, constant."""
+    end = options.epochs - 1 if options.ramp_end is None else options.ramp_end
+    done = min(1.0, max(0, epoch - options.hold) / max(1, end - options.hold))
     return options.beta_start * (options.beta_end / options.beta_start) ** done  # type: ignore[no-any-return]
 
 
 def rate_at(epoch: int, options: argparse.Namespace) -> float:
-    """A cosine to the floor, whole or in cycles whose peaks fall; constant with a cycle of 0."""
-    if options.cycle == 0:
+    """Constant, then a cosine to the floor in cycles whose peaks fall; constant throughout with a cycle of 0."""
+    if options.cycle == 0 or epoch < options.cycle_from:
         return options.learning_rate  # type: ignore[no-any-return]
-    cycle, place = divmod(epoch, options.cycle)
+    cycle, place = divmod(epoch - options.cycle_from, options.cycle)
     share = min(1.0, place / max(1, options.cycle - 1))
     peak = options.learning_rate * options.cycle_decay**cycle
     return options.floor + 0.5 * (peak - options.floor) * (1 + math.cos(math.pi * share))  # type: ignore[no-any-return]
@@ -197,8 +197,11 @@ def train(trainer: Trainer, options: argparse.Namespace) -> tuple[list[Point], d
         points.append({"epoch": epoch, "beta": beta, "learning_rate": rate, "loss": loss, **point})
         if is_on_front(points[-1], points) or last:
             kept[epoch] = ([np.array(value) for value in trainer.state[0]], traced)
-            kept = {point["epoch"]: kept[point["epoch"]] for point in points if point["epoch"] in kept and
-                    (point["epoch"] == epoch or is_on_front(point, points))}
+            kept = {
+                point["epoch"]: kept[point["epoch"]]
+                for point in points
+                if point["epoch"] in kept and (point["epoch"] == epoch or is_on_front(point, points))
+            }
         if options.verbose and len(points) % options.verbose == 0:
             print(json.dumps(points[-1]), flush=True)
     return points, kept
@@ -215,11 +218,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--cycle", type=int, default=0, help="epochs of one fall of the rate; 0 keeps it constant")
+    parser.add_argument("--cycle-from", type=int, default=0, help="epochs at a constant rate before the first fall")
     parser.add_argument("--cycle-decay", type=float, default=0.94, help="of the peak, from cycle to cycle")
     parser.add_argument("--floor", type=float, default=1e-6, help="least learning rate of a cycle")
     parser.add_argument("--beta-start", type=float, default=5e-7)
     parser.add_argument("--beta-end", type=float, default=1e-3)
     parser.add_argument("--hold", type=int, default=0, help="epochs at the first beta")
+    parser.add_argument("--ramp-end", type=int, help="epoch from which beta stays at its end; the last by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1, help="epochs from one measurement to the next")
     parser.add_argument("--verbose", type=int, default=0, help="print every so manieth point")
@@ -274,7 +279,9 @@ def main() -> None:
         np.savez_compressed(options.layers, **layers)
     print(json.dumps({"seconds": record["seconds"], "last_traced_by_hgq2": again, "front": len(front)}))
     for point in front:
-        print(f"{point['ebops']:>9} {point['validation_accuracy']:.4f} {point['test_accuracy']:.4f} {point['epoch']:>5}")
+        print(
+            f"{point['ebops']:>9} {point['validation_accuracy']:.4f} {point['test_accuracy']:.4f} {point['epoch']:>5}"
+        )
 
 
 if __name__ == "__main__":

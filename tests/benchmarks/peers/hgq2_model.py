@@ -67,7 +67,7 @@ class Bits:
             from hgq.regularizers import MonoL1
 
             own = MonoL1(self.regularizer) if self.regularizer else None
-            found |= {name: own for name in (("ir", "fr") if place == "datalane" else ("br",))}
+            found |= dict.fromkeys(("ir", "fr") if place == "datalane" else ("br",), own)
         return QuantizerConfig("default", place, **found)
 
 
