@@ -14,6 +14,7 @@ from pqc.passes.expose_parameters import ExposeParameters
 from pqc.passes.fix_batch import FixBatch
 from pqc.passes.fold_batchnorm import FoldBatchNorm
 from pqc.passes.fold_constants import FoldConstants
+from pqc.passes.fold_gates import FoldGates
 from pqc.passes.fold_masks import FoldMasks
 from pqc.passes.fold_quant import FoldQuant
 from pqc.passes.freeze_bits import FreezeBits
@@ -30,6 +31,7 @@ from pqc.passes.lower_quant import LowerQuant
 from pqc.passes.lower_reshape import LowerReshape
 from pqc.passes.lower_scales import LowerScales
 from pqc.passes.normalize import Normalize
+from pqc.passes.raise_bits import RaiseBits
 from pqc.passes.relax_overflow import RelaxOverflow
 from pqc.passes.shrink import Shrink
 from pqc.passes.strip_softmax import StripSoftmax
@@ -72,6 +74,8 @@ TABLE: dict[str, type[Pass]] = {
         LowerConv,
         LowerPool,
         LowerReshape,
+        FoldGates,
+        RaiseBits,
         LowerScales,
     )
 }

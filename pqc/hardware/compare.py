@@ -9,13 +9,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from pqc import graph
+from pqc import graph, library
 from pqc.errors import DataError
 from pqc.hardware.emulate import Progress, emulate
 from pqc.hardware.project import Project
-from pqc.hardware.quantizer import fixed_type
+from pqc.hardware import intervals
+from pqc.hardware.quantizer import as_fixed, fixed_types
 from pqc.hardware.ranges import input_shape
-from pqc.layers import is_quant
+from pqc.layers import grid, is_qonnx_quant, is_quant
+from pqc.quantizer import AP_ROUNDING
 
 CHUNK = 1000
 SHOWN = 5
@@ -110,6 +112,17 @@ def reference(model: ir.Model, samples: np.ndarray, chunk: int = CHUNK) -> list[
 
 def _with_batch(model: ir.Model, size: int) -> onnx.ModelProto:
     """A copy of `model` with a static batch dimension, and no other shape but those of its input and constants."""
+    model = graph.copy(model)
+    names = graph.Names(model.graph)
+    for node in [node for node in model.graph if is_qonnx_quant(node)]:
+        found = grid(node)
+        if found is not None and found.bits.size > 1:  # qonnx stops at more than one width
+            fixed = as_fixed(model.graph, node, names, graph.operand(node, 0), AP_ROUNDING[found.rounding])
+            model.graph.insert_after(node, fixed)
+            graph.replace(node.outputs[0], fixed.outputs[0])
+    graph.remove_unused(model.graph)
+    library.link(model)
+    model.functions.clear()
     proto = graph.to_proto(model)
     del proto.graph.value_info[:]
     for value in [*proto.graph.input, *proto.graph.output]:
@@ -124,9 +137,11 @@ def random_samples(model: ir.Model, count: int = RANDOM_SAMPLES, seed: int = SEE
     quant = next((use.node for use in source.uses() if is_quant(use.node)), None)
     if quant is None:
         raise DataError("the graph's input has no Quant, so its range is not known")
-    kind, shape, random = fixed_type(quant), input_shape(source), np.random.default_rng(seed)
-    scaled = random.uniform(1.25 * kind.low, 1.25 * kind.high, (count, *shape))
-    scaled[: count // 2] = random.integers(kind.low, kind.high + 1, (count // 2, *shape))
-    scaled[count // 4 : count // 3] = random.choice([kind.low, kind.high], scaled[count // 4 : count // 3].shape)
-    scaled[:3] = np.array([kind.low, kind.high, 0]).reshape(-1, *[1] * len(shape))[:count]
-    return np.ldexp(scaled, -kind.fraction).astype(np.float32)
+    kinds, shape, random = fixed_types(quant), input_shape(source), np.random.default_rng(seed)
+    grid = intervals.full(kinds, shape)
+    scaled = random.uniform(1.25 * grid.low, 1.25 * grid.high, (count, *shape))
+    scaled[: count // 2] = random.integers(grid.low, grid.high + 1, (count // 2, *shape))
+    part = scaled[count // 4 : count // 3]
+    part[:] = np.where(random.integers(0, 2, part.shape) == 0, grid.low, grid.high)
+    scaled[:3] = np.stack([grid.low, grid.high, 0 * grid.low])[:count]
+    return np.ldexp(scaled, -grid.fraction).astype(np.float32)

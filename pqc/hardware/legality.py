@@ -12,7 +12,7 @@ from pqc.hardware import rules
 from pqc.hardware.ranges import input_shape
 from pqc.hardware.rules import JOINS, POOLS
 from pqc.hardware.tables import REACH
-from pqc.layers import is_quant
+from pqc.layers import is_fixed_quant, is_quant
 
 HINTS = {
     "Gemm": "run the pass lower-gemm",
@@ -117,8 +117,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "quant-scales",
-        "hls4ml takes one scale a tensor, and fails or is off by an LSB otherwise",
-        "run the pass lower-scales for weights; use one scale for activations",
+        "hls4ml takes one scale a weight or bias, and fails or is off by an LSB otherwise",
+        "run the pass lower-scales",
         is_quant,
         rules.shape_of(1, "scales"),
     ),
@@ -131,8 +131,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "quant-widths",
-        "hls4ml takes one width a tensor",
-        "run the pass lower-scales for weights",
+        "hls4ml takes one width a weight or bias",
+        "run the pass lower-scales",
         is_quant,
         rules.shape_of(3, "bit widths"),
     ),
@@ -150,7 +150,18 @@ RULES: tuple[Rule, ...] = (
         is_quant,
         rules.few_bits,
     ),
-    Rule("quant-rounding", "hls4ml has only ROUND and FLOOR", "train with ROUND or FLOOR", is_quant, rules.rounding),
+    Rule("quant-rounding", "ap_fixed has no such rounding", "train with ROUND or FLOOR", is_quant, rules.rounding),
+    Rule(
+        "quant-overflow",
+        "ap_fixed folds back otherwise than pqc",
+        "use SAT, SAT_SYM or WRAP for activations",
+        is_quant,
+        rules.overflow,
+    ),
+    Rule("quant-batch", "hls4ml has one type for all samples", "let them start with 1", is_quant, rules.along_batch),
+    Rule(
+        "quant-parameter", "hls4ml wants it on its grid", "run the pass lower-bits", is_fixed_quant, rules.not_lowered
+    ),
     Rule("quant-narrow", "hls4ml has no such type", "set narrow to 0", is_quant, rules.narrow),
     Rule("on-grid", "hls4ml may take the unrounded values", "run the pass fold-quant", is_quant, rules.off_grid),
     Rule(
@@ -232,6 +243,13 @@ RULES: tuple[Rule, ...] = (
         _on("AveragePool", *REACH),
         rules.unrounded,
     ),
+    Rule(
+        "table-types",
+        "hls4ml's table has one",
+        "use per_tensor for what is right behind it",
+        _on(*REACH),
+        rules.many_types_behind_table,
+    ),
     Rule("fork", "hls4ml rounds it for all of them", "let all of them take the Quant's result", _any, rules.fork),
     Rule(
         "constant-join",
@@ -244,6 +262,13 @@ RULES: tuple[Rule, ...] = (
 )
 
 STREAM_RULES: tuple[Rule, ...] = (
+    Rule(
+        "stream-types",
+        "hls4ml's streams carry one type a tensor",
+        "use granularity per_tensor for activations, or io_parallel",
+        is_quant,
+        rules.many_types,
+    ),
     Rule(
         "stream-pool",
         "hls4ml's streaming pools take windows side by side only",
