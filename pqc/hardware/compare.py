@@ -9,15 +9,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from pqc import graph, library
+from pqc import graph
 from pqc.errors import DataError
+from pqc.hardware import intervals
 from pqc.hardware.emulate import Progress, emulate
 from pqc.hardware.project import Project
-from pqc.hardware import intervals
-from pqc.hardware.quantizer import as_fixed, fixed_types
+from pqc.hardware.quantizer import fixed_types
 from pqc.hardware.ranges import input_shape
 from pqc.layers import grid, is_qonnx_quant, is_quant
-from pqc.quantizer import AP_ROUNDING
 
 CHUNK = 1000
 SHOWN = 5
@@ -113,22 +112,34 @@ def reference(model: ir.Model, samples: np.ndarray, chunk: int = CHUNK) -> list[
 def _with_batch(model: ir.Model, size: int) -> onnx.ModelProto:
     """A copy of `model` with a static batch dimension, and no other shape but those of its input and constants."""
     model = graph.copy(model)
-    names = graph.Names(model.graph)
     for node in [node for node in model.graph if is_qonnx_quant(node)]:
-        found = grid(node)
-        if found is not None and found.bits.size > 1:  # qonnx stops at more than one width
-            fixed = as_fixed(model.graph, node, names, graph.operand(node, 0), AP_ROUNDING[found.rounding])
-            model.graph.insert_after(node, fixed)
-            graph.replace(node.outputs[0], fixed.outputs[0])
+        _saturate_before(model.graph, node)
     graph.remove_unused(model.graph)
-    library.link(model)
-    model.functions.clear()
     proto = graph.to_proto(model)
     del proto.graph.value_info[:]
     for value in [*proto.graph.input, *proto.graph.output]:
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_value = size
     return proto
+
+
+def _saturate_before(main: ir.Graph, node: ir.Node) -> None:
+    """Let standard operators saturate where widths differ: qonnx's Quant stops at more than one."""
+    found, names = grid(node), graph.Names(main)
+    if found is None or found.bits.size == 1:
+        return
+    levels = np.exp2(found.bits - found.signed)
+    low = np.where(found.signed, found.narrow - levels, 0)
+    value = graph.operand(node, 0)
+    for operator, bound in (("Max", low), ("Min", levels - 1)):
+        array = np.asarray((bound - found.zero_point) * found.scale, np.float32)
+        constant = graph.add_initializer(main, names.new(f"{node.name}.bound"), array)
+        output = ir.val(names.new(f"{node.name}.bounded"), value.dtype, value.shape)
+        main.insert_before(node, ir.node(operator, [value, constant], name=names.new("bound"), outputs=[output]))
+        value = output
+    node.replace_input_with(0, value)
+    widest = np.asarray(found.bits.max(), np.float32)
+    node.replace_input_with(3, graph.add_initializer(main, names.new(f"{node.name}.widest"), widest))
 
 
 def random_samples(model: ir.Model, count: int = RANDOM_SAMPLES, seed: int = SEED) -> np.ndarray:

@@ -157,7 +157,7 @@ def _configure(layers: dict[str, Any], records: list[TypeRecord], tables: dict[s
             wanted = wanted and record.op not in ("Add", "Sub", "Mul", "Quant") and record.node not in rounded
         if wanted or record.layer == layout.INPUT:
             name = record.layer if record.layer == layout.INPUT else record.node
-            layers[name]["Precision"][record.tensor] = str(record.type)
+            layers[name]["Precision"][record.tensor] = str(told(record.type) if name == layout.INPUT else record.type)
     for name, size in tables.items():
         layers[name] |= {"TableSize": size, "TableT": str(ENTRY)}
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph
-from pqc.hardware.precision import constant_through_quant, is_fused_bias, sole_user, takes_quant
 from pqc.functions.fixed_quant import ROUNDINGS
+from pqc.hardware.precision import constant_through_quant, is_fused_bias, sole_user, takes_quant
 from pqc.hardware.quantizer import OVERFLOWS, fixed_type, fixed_types, parameter, power_of_two, rounds_to_one
 from pqc.hardware.ranges import groups, integers
 from pqc.hardware.tables import REACH
