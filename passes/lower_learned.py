@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,10 +75,7 @@ class _Writer:
     def _without_overflow(self, site: BitsSite, width: ir.Node, signed: int) -> None:
         name = site.node.name
         k = self._constant(f"{name}.sign", np.float32(signed))
-        first = self.main.node(0)
-        place = site.f.producer()
-        after = {"after": place} if place is not None else {"before": first}
-        shift, bits = self._add(STEP_WIDTH.key, [site.f, site.i, k], f"{name}.step", 2, site.f.shape, **after)
+        shift, bits = self._add(STEP_WIDTH.key, [site.f, site.i, k], f"{name}.step", 2, site.f.shape, before=site.node)
         rounded = self._add(SHIFT_ROUND.key, [site.x, shift], f"{name}.learned", 1, site.x.shape, before=site.node)
         self._take_over(site, width, rounded[0], bits)
 
@@ -116,21 +114,17 @@ class _Writer:
         name: str,
         count: int,
         shape: ir.Shape | None,
-        attributes: dict[str, object] | None = None,
+        attributes: Mapping[str, object] | None = None,
         *,
-        before: ir.Node | None = None,
-        after: ir.Node | None = None,
+        before: ir.Node,
     ) -> list[ir.Value]:
         outputs = [ir.val(self.names.new(f"{name}.out"), ir.DataType.FLOAT, shape) for _ in range(count)]
         name = self.names.new(name)
-        node = ir.node(key[1], inputs, attributes or {}, domain=key[0], name=name, outputs=outputs)
-        if after is not None:
-            self.main.insert_after(after, node)
-        elif before is not None:
-            self.main.insert_before(before, node)
+        node = ir.node(key[1], inputs, dict(attributes or {}), domain=key[0], name=name, outputs=outputs)
+        self.main.insert_before(before, node)
         return outputs
 
 
 def _static(value: ir.Value) -> tuple[int, ...] | None:
     shape = value.shape
-    return tuple(int(dim) for dim in shape.dims) if shape is not None and shape.is_static() else None
+    return graph.dims(value) if shape is not None and shape.is_static() else None

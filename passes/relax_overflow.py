@@ -15,7 +15,7 @@ class RelaxOverflow(Pass):
     """Let quantizers hold numbers as large as they come.
 
     FixedQuant(x) that wraps, or whose integer bits follow x → FixedQuant(x) without overflow. For the training step
-    only: a number that wraps has a gradient that points the wrong way, and integer bits that follow are there next step.
+    only: the gradient of a number that wraps points the wrong way, and integer bits that follow are there next step.
     Leaves saturating quantizers with other bits, and with `keep-wraps` those that wrap and follow nothing.
     """
 

@@ -338,7 +338,9 @@ EDITS: dict[str, Edit] = {
     "no history": lambda header, arrays: header.update(history=[]),
     "another segment": lambda header, arrays: header["position"].update(segment=99),
     "an endless position": lambda header, arrays: header["position"].update(segment=float("inf")),
-    "steering to nowhere": lambda header, arrays: header["steering"].update(total=float("nan")),
+    "steering to nowhere": lambda header, arrays: header["steering"].update(
+        beta={"missing": 0.0, "total": float("nan")}
+    ),
     "a weight that is no number": lambda header, arrays: arrays["value/fc1.weight"].fill(np.nan),
     "a moment of another shape": lambda header, arrays: arrays.update(
         {"moment/first_moment/fc1.weight": np.zeros((2, 2), np.float32)}

@@ -36,7 +36,8 @@ def Adam(
 ):
     """theta - lr/c1 * m / (sqrt(v/c2) + eps), the decay added to the gradient or, decoupled, taken off theta.
 
-    What is scalar is computed as a scalar first: the vectors are as long as all parameters together.
+    What is scalar is computed as a scalar first: the vectors are as long as all parameters together. Moments lose what
+    is smaller than 1e-37: those of parameters without gradients would linger as denormal numbers, which are slow.
     """
     b1 = op.Constant(value_float=beta1)
     b2 = op.Constant(value_float=beta2)
@@ -50,8 +51,8 @@ def Adam(
         else:
             g = gradient + theta * decay
             start = op.Identity(theta)
-    m = b1 * first + (1.0 - b1) * g
-    v = b2 * second + (1.0 - b2) * (g * g)
+    m = (b1 * first + (1.0 - b1) * g + 1.0e-30) - 1.0e-30
+    v = (b2 * second + (1.0 - b2) * (g * g) + 1.0e-30) - 1.0e-30
     root = op.Sqrt(v) * (1.0 / op.Sqrt(correction2)) + op.Constant(value_float=epsilon)
     return start - (rate * (learning_rate / correction1)) * (m / root), m, v
 

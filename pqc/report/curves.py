@@ -18,7 +18,7 @@ Record = Mapping[str, Any]
 
 KNOWN = {
     *("epoch", "stage", "round", "seconds", "loss", "validation_loss"),
-    *("keep_ratio", "sparsity", "ebops", "learning_rate"),
+    *("keep_ratio", "sparsity", "ebops", "learning_rate", "on_front"),
 }
 MOST_CONTROLS = 6
 STAGES = {"pretraining": figure.COLOURS[1], "training": figure.COLOURS[0], "fine-tuning": figure.COLOURS[3]}

@@ -85,6 +85,7 @@ def write(
         sections.accuracies(summary),
         _layers(summary),
         _training(summary, history),
+        _front(summary),
         _weights(weights, float_weights),
         "" if summary.get("metric") == "negative_mse" else _roc(target, scores, class_names),
         sections.precisions(summary),
@@ -130,6 +131,16 @@ def _training(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) 
         "Training",
         curves.training(history, metric),
         _capped(len(names), curves.MOST_CONTROLS, "controls", "first"),
+    )
+
+
+def _front(summary: Mapping[str, Any]) -> str:
+    points = summary.get("front") or []
+    note = f"{len(points)} epochs that no other beats in both; clean models of some are in the folder front."
+    return markup.section(
+        "Pareto front",
+        plots.pareto_front(points, str(summary.get("metric", "accuracy"))),
+        markup.paragraph(note if len(points) > 1 else ""),
     )
 
 

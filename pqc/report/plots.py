@@ -172,3 +172,27 @@ def _roc_axes(left: Axes, right: Axes, floor: float) -> None:
 def _areas(tag: roc.Tag) -> str:
     areas = ", ".join(f"{model} {line.area:.4f}" for model, line in tag.curves.items())
     return f"{markup.plain(tag.name, 16)}: AUC {areas}"
+
+
+def pareto_front(points: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """The metric against bit operations, of all epochs on the front and of the models measured on the test rows."""
+    if len(points) < 2:
+        return ""
+    factor = 100.0 if metric == "accuracy" else -1.0
+
+    def draw(canvas: Figure) -> None:
+        axis = canvas.subplots()
+        known = [point["ebops"] for point in points]
+        validation = [factor * point[f"validation_{metric}"] for point in points]
+        tested = [point for point in points if metric in point]
+        line = axis.step(known, validation, where="post", color=BLUE, alpha=0.6)
+        dots = axis.plot([point["clean_ebops"] for point in tested], [factor * point[metric] for point in tested], "o")
+        dots[0].set_color(ORANGE)
+        dots[0].set_markersize(4)
+        figure.logarithmic(axis, "x")
+        axis.set_xlabel("EBOPs (bit operations)")
+        axis.set_ylabel("accuracy (%)" if metric == "accuracy" else "mean squared error")
+        axis.grid()
+        figure.legend(canvas, [line[0], dots[0]], ["validation rows", "test rows, clean models"])
+
+    return figure.svg("front", 3.0, "Metric against bit operations along the Pareto front", draw)

@@ -48,7 +48,15 @@ def segments(schedule: Schedule) -> list[Segment]:
         plan.append(("calibration", 0, Phase(epochs=1)))
     plan += [("training", number, phases.training) for number in range(phases.training.rounds)]
     plan += [("fine-tuning", 0, phases.fine_tuning)]
-    return [_segment(schedule, *part) for part in plan if part[2].epochs]
+    bound = schedule.target.ebops
+    return [_segment(schedule, stage, number, _within(phase, bound)) for stage, number, phase in plan if phase.epochs]
+
+
+def _within(phase: Phase, ebops: float | None) -> Phase:
+    """The phase, ending with its best epoch within the target where there is one and the phase does not choose."""
+    if ebops is None or phase.select == "best":
+        return phase
+    return phase.model_copy(update={"select": "best", "constraint": Constraint(ebops=ebops)})
 
 
 def _segment(schedule: Schedule, stage: str, number: int, phase: Phase) -> Segment:

@@ -31,7 +31,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Steering:
-    """A controller that steers a penalty's weight toward a share of pruned weights.
+    """A controller that steers a penalty's weight toward a target.
 
     The weight is multiplied by sinh of a proportional and an integral part of what is missing, so that it reaches over
     two decades and takes either sign: a negative penalty brings weights back.
@@ -68,7 +68,7 @@ class TrainingState:
         snapshot: parameters to rewind to, empty where none was taken.
         masks: the frozen masks by the weights' names, empty until masks are frozen.
         best: the parameters of the segment's best epoch so far, empty where none is looked for or was found.
-        steering: the controller of a sparsity target.
+        steering: the controllers of targets, by the controls that they steer.
         position: where training stands.
         history: one record per epoch.
         fingerprint: of the schedule, the model and the data.
@@ -79,7 +79,7 @@ class TrainingState:
     snapshot: Arrays = field(default_factory=dict)
     masks: Arrays = field(default_factory=dict)
     best: Arrays = field(default_factory=dict)
-    steering: Steering = Steering()
+    steering: dict[str, Steering] = field(default_factory=dict)
     position: Position = Position()
     history: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: str = ""
@@ -113,7 +113,7 @@ def save(state: TrainingState, path: Path) -> None:
         "position": vars(state.position),
         "history": state.history,
         "fingerprint": state.fingerprint,
-        "steering": vars(state.steering),
+        "steering": {name: vars(one) for name, one in state.steering.items()},
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     arrays["digest"] = _digest(arrays)
@@ -134,7 +134,10 @@ def load(path: Path) -> TrainingState:
         header = json.loads(arrays.pop("header").tobytes())
         position = Position(**{name: int(number) for name, number in header["position"].items()})
         history, fingerprint = [dict(record) for record in header["history"]], str(header["fingerprint"])
-        steering = Steering(**{name: float(number) for name, number in header["steering"].items()})
+        steering = {
+            str(name): Steering(**{key: float(number) for key, number in one.items()})
+            for name, one in header["steering"].items()
+        }
     except FileNotFoundError as error:
         raise TrainingError("there is no checkpoint to resume", at=str(path), hint="run without --resume") from error
     except (

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,15 +17,17 @@ import onnx_ir as ir
 from pqc import curves, graph, interrupts, masking, metrics
 from pqc.data import Dataset
 from pqc.errors import Interrupted, TrainingError
+from pqc.names import EBOPS_WEIGHT
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
 from pqc.training.bits import LearnedBits
 from pqc.training.calibration import calibrate
 from pqc.training.diagnosis import first_not_finite
 from pqc.training.events import Events
+from pqc.training.front import CANDIDATE, Front
 from pqc.training.segments import Segment, best_epoch, check_length, control_curves, finds_masks, segments
 from pqc.training.stages import Stage, set_values, values_of
-from pqc.training.state import TrainingState
+from pqc.training.state import Steering, TrainingState
 
 NOTES = logging.getLogger("pqc.notes")
 CHECKPOINT = "checkpoint.npz"
@@ -32,6 +35,8 @@ APPROACH = 0.4
 """The share of a round in which a sparsity target is approached."""
 MEASUREMENTS = 4
 """How often in an epoch the controller of a sparsity target measures."""
+EBOPS_GAIN = 0.1
+"""A factor e too many of bit operations counts as so large a missing share."""
 LONG = 1_000_000
 """A length at whose end every ramp has come to its own."""
 RUNAWAY = 1e6
@@ -86,6 +91,7 @@ class Trainer:
         self.method = schedule.method
         self.events = Events(compressible)
         self.bits = LearnedBits(compressible)
+        self.front = Front(folder, metrics.metric_name(schedule.training.loss))
         self.frozen: ir.Model | None = None
         self.inputs, self.target = data.train.all()
         check_length(schedule, len(self.target) // self.batch)
@@ -107,6 +113,7 @@ class Trainer:
         self.state = found
         if found.masks:
             self._freeze()
+        self.front.restart(found.history)
 
     def train(self) -> ir.Model:
         """Train to the end and return the compressible graph with the trained parameters.
@@ -116,6 +123,7 @@ class Trainer:
             Interrupted: Ctrl-C; the last finished epoch is in the checkpoint.
         """
         checkpoints.save(self.state, self.path)
+        self.front.restart(self.state.history)
         try:
             for number in range(self.state.position.segment, len(self.segments)):
                 self._segment(number)
@@ -217,7 +225,7 @@ class Trainer:
             stage.load(state)
         known = stage.set_controls(controls)
         stage.set_rates({role: curve(epoch, segment.epochs) for role, curve in segment.rates.items()})
-        loss = self._steps(stage, segment)
+        loss = self._steps(stage, segment, probe)
         stage.unpack(state)
         self._check_parameters(stage)
         self.bits.settle(state.values, self.events.feeds(state.values, controls))
@@ -242,29 +250,55 @@ class Trainer:
         }
         if segment.stage == "training" and self.method is not None:
             record["sparsity"] = self.events.sparsity(state.values, controls)
+        if self.bits.trained and segment.phase.quantize and (self.method is None or self.frozen is not None):
+            masks = {f"{name}.mask": array for name, array in state.masks.items()}
+            record[CANDIDATE] = self.front.add(record, {**state.values, **masks})
         state.history.append(record)
         self._keep_best(segment)
         if self.progress is not None:
             self.progress.epoch(record, len(state.history), self.total_epochs())
 
-    def _steer(self, stage: Stage, segment: Segment, share: float) -> None:
-        """Let the controller of a sparsity target see how much is pruned, and move the penalty's weight.
+    def _steer(self, stage: Stage, segment: Segment, probe: metrics.Probe, share: float) -> None:
+        """Let the controllers of targets see how far training is, and move the penalties' weights.
 
         Args:
             stage: whose parameters are measured.
             segment: a round of training.
+            probe: counts bit operations.
             share: how much of the epoch is over.
         """
-        target = self.schedule.target.sparsity
-        if target is None or self.method is None or self.method.strength is None or segment.stage != "training":
+        steered = self._steered
+        if not steered or segment.stage != "training":
             return
         stage.unpack(self.state)
         epoch = self.state.position.epochs
         controls = self._controls_at(segment, epoch)
-        wanted = target * self._approach(epoch + share, segment.epochs)
-        missing = wanted - self.events.sparsity(self.state.values, controls)
-        self.state.steering = self.state.steering.after(missing, 1 / MEASUREMENTS)
+        approach = self._approach(epoch + share, segment.epochs)
+        target = self.schedule.target
+        for name in steered:
+            if name == EBOPS_WEIGHT:
+                assert target.ebops is not None
+                now = metrics.ebops(probe.costs(self.events.feeds(self.state.values, controls)))
+                wanted = self._first_ebops * (target.ebops / self._first_ebops) ** approach
+                missing = EBOPS_GAIN * math.log(max(now, 1) / wanted)
+            else:
+                assert target.sparsity is not None
+                missing = target.sparsity * approach - self.events.sparsity(self.state.values, controls)
+            steering = self.state.steering.get(name, Steering())
+            self.state.steering[name] = steering.after(missing, 1 / MEASUREMENTS)
         stage.set_controls(self._controls_at(segment, epoch))
+
+    @cached_property
+    def _steered(self) -> list[str]:
+        """The controls that targets steer."""
+        target, strength = self.schedule.target, self.method.strength if self.method is not None else None
+        found = [strength] if strength is not None and target.sparsity is not None else []
+        return found + ([EBOPS_WEIGHT] if target.ebops is not None else [])
+
+    @cached_property
+    def _first_ebops(self) -> float:
+        """Bit operations before training."""
+        return max(metrics.ebops(metrics.Probe(self.compressible).costs({})), 1)
 
     def _records(self) -> list[dict[str, Any]]:
         """The history of the segment so far."""
@@ -306,7 +340,7 @@ class Trainer:
         """Optimizer steps: an epoch leaves out the rows that do not fill one."""
         return len(self.target) // (self.batch * self.schedule.training.accumulate)
 
-    def _steps(self, stage: Stage, segment: Segment) -> float:
+    def _steps(self, stage: Stage, segment: Segment, probe: metrics.Probe) -> float:
         """Take an epoch's steps and return the mean loss."""
         per_epoch = self._steps_per_epoch()
         share = self.schedule.training.accumulate
@@ -327,7 +361,7 @@ class Trainer:
                 raise self._divergence(stage, step, loss)
             total += loss
             if (index + 1) % measured == 0:
-                self._steer(stage, segment, (index + 1) / (per_epoch * share))
+                self._steer(stage, segment, probe, (index + 1) / (per_epoch * share))
         return total / (per_epoch * share)
 
     def _batches(self) -> Iterator[np.ndarray]:
@@ -344,9 +378,8 @@ class Trainer:
         if phase.ramps == "global" and segment.stage == "training":
             position, length = epoch + segment.round * phase.epochs, phase.epochs * phase.rounds
         found = {name: curve(position, length) for name, curve in self._controls.items()}
-        strength = self.method.strength if self.method is not None else None
-        if strength is not None and self.schedule.target.sparsity is not None:
-            found[strength] *= self.state.steering.factor()
+        for name in self._steered:
+            found[name] *= self.state.steering.get(name, Steering()).factor()
         return found
 
     def _end_of_segment(self, ended: Segment) -> None:

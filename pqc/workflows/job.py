@@ -19,14 +19,19 @@ from pqc.data import Dataset
 from pqc.errors import DataError
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
+from pqc.training.front import FOLDER, Front
 from pqc.training.trainer import CHECKPOINT, Progress, Trainer
+from pqc.workflows import front
 from pqc.workflows.checks import check_inputs, check_masks, check_outputs, labelled_by, outputs
 from pqc.workflows.compression import NORMALIZE, compress, finalize, is_cheap, teacher_of
 from pqc.workflows.environment import require_compiler, versions
 from pqc.workflows.firmware import Backend, IoType, record
 from pqc.workflows.sources import Source
 
-RESULTS = ("teacher.onnx", "trained.onnx", "clean.onnx", "history.json", "summary.json", "report.html")
+RESULTS = (
+    *("teacher.onnx", "trained.onnx", "clean.onnx"),
+    *("history.json", "front.json", "summary.json", "report.html"),
+)
 """What an earlier run in the same folder may have left; a new one must not be read with it."""
 
 
@@ -96,6 +101,7 @@ class Job:
         self.teacher = teacher
         self.clock = _Clock()
         self.history: list[dict[str, Any]] = []
+        self.front: Front | None = None
         self.verify = is_cheap(model) if options.verify_each is None else options.verify_each
 
     @classmethod
@@ -144,6 +150,8 @@ class Job:
         files.write_text(self.folder / "schedule.yaml", self.plan.text())
         for name in () if resume else RESULTS:
             (self.folder / name).unlink(missing_ok=True)
+        for path in () if resume else sorted((self.folder / FOLDER).glob("epoch-*.*")):
+            path.unlink()
         with self.clock.part("compress", self.listener):
             compressible, steps = compress(self.model, self.plan, self.data.train, self.folder, verify_each=self.verify)
             graph.save(compressible, self.folder / "compressible.onnx")
@@ -169,6 +177,7 @@ class Job:
                 trainer.resume()
             trained = trainer.train()
         self.history = trainer.state.history
+        self.front = trainer.front
         files.write_text(self.folder / "history.json", json.dumps(self.history, indent=1))
         graph.save(trained, self.folder / "trained.onnx")
         return trained
@@ -236,6 +245,12 @@ class Job:
             return None
         teacher = "the float model" if distill.teacher is None else Path(distill.teacher).name
         return {"teacher": teacher, "loss": distill.loss, name: self.accuracy(self.teacher)[0]}
+
+    def pareto(self, trained: ir.Model) -> list[dict[str, Any]]:
+        """Write the models of the front, if bits were learned, and return its points."""
+        if self.front is None or not self.front.points:
+            return []
+        return front.write(self.folder, self.front, trained, lambda model: self.accuracy(model)[0])
 
     def firmware(self, clean: ir.Model) -> dict[str, Any]:
         """Make the project, compile it, and compare it on every test row."""

@@ -54,6 +54,8 @@ def run(
         graph.save(clean, folder / "clean.onnx")
     job.steps += steps
     summary = job.summary(trained, clean)
+    with job.clock.part("front", listener):
+        summary["front"] = job.pareto(trained)
     firmware = job.firmware(clean) if options.hls else None
     summary["precisions"] = firmware.pop("precisions") if firmware else []
     summary["hls"] = firmware
