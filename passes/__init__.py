@@ -10,6 +10,7 @@ from pqc.passes.bypass_masks import BypassMasks
 from pqc.passes.bypass_quant import BypassQuant
 from pqc.passes.calibrate_quant import CalibrateQuant
 from pqc.passes.differentiate import Differentiate
+from pqc.passes.drop_wraps import DropWraps
 from pqc.passes.expose_parameters import ExposeParameters
 from pqc.passes.fix_batch import FixBatch
 from pqc.passes.fold_batchnorm import FoldBatchNorm
@@ -68,6 +69,7 @@ TABLE: dict[str, type[Pass]] = {
         FoldMasks,
         LowerBits,
         FoldQuant,
+        DropWraps,
         Shrink,
         StripTraining,
         StripSoftmax,
