@@ -81,7 +81,7 @@ def _unrounded(node: ir.Node, grid: layers.Grid) -> ir.Value | None:
 
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two parameters say the same, one number standing for many."""
-    return one.size == 1 or other.size == 1 or (one.shape == other.shape and bool(np.all(one == other)))
+    return (one.size == 1 or other.size == 1 or one.shape == other.shape) and bool(np.all(one == other))
 
 
 def _gate(node: ir.Node) -> ir.Node | None:

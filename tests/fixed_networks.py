@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from hardware_networks import Network
 
-from pqc import graph, library, pipeline
+from pqc import library, pipeline
 from pqc.functions.fixed_quant import FIXED_QUANT
 from pqc.shapes import infer_shapes
 
@@ -88,7 +88,7 @@ def per_tensor(rounding: str = "RND_CONV", overflow: str = "SAT") -> ir.Model:
 
 def weights_only(rank: int) -> ir.Model:
     """Convolutions, depthwise too, with types for each filter or weight between activations of one type."""
-    net = FixedNetwork(3, *[8] * rank)
+    net = FixedNetwork(3, *[8] * rank, seed=9)
     x = net.conv(net.quant(net.x, 8, 4), (3, 1, *[3] * rank), group=3, pads=[1] * 2 * rank)
     x = net.fixed_conv(net.quant(x, 8, 4), (3, 1, *[3] * rank), group=3)
     x = net.relu(net.fixed_conv(net.quant(x, 8, 4), (4, 3, *[1] * rank)), 7, 3)
@@ -97,8 +97,8 @@ def weights_only(rank: int) -> ir.Model:
 
 def image(overflow: str = "SAT", rounding: str = "RND") -> ir.Model:
     """Types for every channel and every element of images, without bits for a channel; pools; an uneven order."""
-    net = FixedNetwork(4, 6, 6)
-    modes = {"overflow": overflow, "rounding": rounding}
+    net = FixedNetwork(4, 6, 6, seed=9)
+    modes = {"overflow": overflow, "rounding": rounding, "integer": (1, 3), "fraction": (1, 4)}
     x = net.fixed_conv(net.fixed(net.x, (1, 4, 1, 1), **modes), (5, 4, 3, 3))
     x = net.fixed(net.op("Relu", x), (1, 5, 4, 4), signed=0, **modes)
     x = net.fixed(net.pool("AveragePool", net.pool("MaxPool", x, 2, 1), 3), (1, 5, 1, 1), signed=0, **modes)

@@ -30,9 +30,7 @@ def wrapping(integer: object, *, rounding: str = "TRN", head: str | None = None)
 
 
 def overflow(model: ir.Model) -> str:
-    return next(
-        str(node.attributes.get_string("overflow", "")) for node in model.graph if node.op_type == "FixedQuant"
-    )
+    return next(str(node.attributes.get_string("overflow", "")) for node in model.graph if node.op_type == "FixedQuant")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +76,12 @@ def test_unknown_operators_prove_nothing_but_quantizers_behind_them_do() -> None
     two = net.quant(net.constant(2 * np.eye(2)), 3, 0)
     wide, narrow = (
         net.op(
-            "FixedQuant", net.op("MatMul", x, two), net.constant(bits), net.constant(1.0), domain="pqc.quant", overflow="WRAP"
+            "FixedQuant",
+            net.op("MatMul", x, two),
+            net.constant(bits),
+            net.constant(1.0),
+            domain="pqc.quant",
+            overflow="WRAP",
         )
         for bits in (2.0, 1.0)
     )
