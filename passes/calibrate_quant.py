@@ -20,8 +20,8 @@ class CalibrateQuant(Pass):
     """Choose sign and integer bits of quantizers from the numbers they meet.
 
     Quant with (k, i, f) → Quant with the same number of magnitude bits, k = 1 where negative numbers occur, and
-    i with the least squared error. FixedQuant of an activation that learns its bits → what holds its numbers: k likewise,
-    and i for each element. `data` is an .npz of arrays by input name; without it inputs are random.
+    i with the least squared error. FixedQuant of an activation that learns its bits → the same f, k likewise, and i for
+    each element so that it holds its numbers. `data` is an .npz of arrays by input name; without it inputs are random.
     Leaves quantizers that are not plain fixed point (other scales, zero points, per-channel, bipolar), the sign bit of
     parameters, learned bits of parameters, and parameters that are all zero.
     """
