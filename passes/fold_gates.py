@@ -36,8 +36,8 @@ def _fold(main: ir.Graph, node: ir.Node, names: graph.Names) -> bool:
     x = node.inputs[0]
     if factor is None or x is None or x.shape is None or not is_gate(factor) or layers.source(x) is not None:
         return False
-    lengths = list(x.shape)[1:]
-    if not all(isinstance(length, int) for length in lengths):
+    lengths = [length for length in list(x.shape)[1:] if isinstance(length, int)]
+    if len(lengths) != len(x.shape) - 1:
         return False
     gate = np.broadcast_to(factor, (1, *lengths))[0]
     readers = _readers(node.outputs[0])
@@ -103,15 +103,10 @@ def _multiply(main: ir.Graph, node: ir.Node, factor: np.ndarray, names: graph.Na
     assert weight is not None
     array = graph.stored(weight) * factor + np.float32(0)  # no -0.0
     if quant is not None and len(value.uses()) > 1:
-        clone = ir.node(
-            quant.op_type,
-            list(quant.inputs),
-            dict(quant.attributes),
-            domain=quant.domain,
-            name=names.new(quant.name or "quant"),
-        )
-        output = clone.outputs[0]
-        output.name, output.dtype, output.shape = names.new(f"{value.name}.gated"), value.dtype, value.shape
+        output = ir.val(names.new(f"{value.name}.gated"), value.dtype, value.shape)
+        name = names.new(quant.name or "quant")
+        given = dict(quant.attributes)
+        clone = ir.node(quant.op_type, list(quant.inputs), given, domain=quant.domain, name=name, outputs=[output])
         main.insert_after(quant, clone)
         node.replace_input_with(1, output)
         quant = clone

@@ -94,7 +94,12 @@ def of_constant(array: NDArray[np.float32]) -> Interval:
 
 def full(kinds: FixedTypes, shape: Sequence[int]) -> Interval:
     """Every value of each element's type."""
-    return each(kinds, shape, lambda kind, here: Interval(*(np.full(here.sum(), b) for b in kind.range), kind.fraction))
+
+    def bounds(kind: FixedType, here: np.ndarray) -> Interval:
+        count = int(here.sum())
+        return Interval(np.full(count, kind.low), np.full(count, kind.high), kind.fraction)
+
+    return each(kinds, shape, bounds)
 
 
 def each(kinds: FixedTypes, shape: Sequence[int], bounds: Callable[[FixedType, np.ndarray], Interval]) -> Interval:

@@ -149,7 +149,7 @@ def _spell(main: ir.Graph, node: ir.Node, order: Integers, shape: tuple[int, ...
             node.replace_input_with(index, graph.add_initializer(main, name, np.asarray(part, np.float32)))
     node.attributes.clear()
     for key, given in attributes.items():
-        node.attributes[key] = ir.convenience.convert_attribute(key, given)  # type: ignore[arg-type]
+        node.attributes[key] = ir.convenience.convert_attribute(key, given)
 
 
 def _mask(kinds: FixedTypes, order: Integers, shape: tuple[int, ...]) -> dict[str, object]:

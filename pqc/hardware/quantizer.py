@@ -48,11 +48,6 @@ class FixedType:
         """The highest value, in units of the grid."""
         return (1 << (self.width - self.signed)) - 1
 
-    @property
-    def range(self) -> tuple[int, int]:
-        """The lowest and the highest value, in units of the grid."""
-        return self.low, self.high
-
     def __str__(self) -> str:
         name = "fixed" if self.signed else "ufixed"
         modes = "" if (self.rounding, self.overflow) == ("TRN", "WRAP") else f",{self.rounding},{self.overflow}"
