@@ -145,7 +145,7 @@ def _spell(main: ir.Graph, node: ir.Node, order: Integers, shape: tuple[int, ...
         node.resize_inputs(4)
         node.domain, node.op_type = graph.QONNX, "Quant"
         for index, part in enumerate(parts, 1):
-            name = f"{node.name}_{('scale', 'zeropt', 'bitwidth')[index - 1]}"
+            name = f"{node.name}_told_{('scale', 'zeropt', 'bitwidth')[index - 1]}"
             node.replace_input_with(index, graph.add_initializer(main, name, np.asarray(part, np.float32)))
     node.attributes.clear()
     for key, given in attributes.items():
