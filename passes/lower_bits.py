@@ -73,7 +73,8 @@ class _Writer:
             graph.set_initializer(weight, rounded)
         else:
             weight = graph.add_initializer(self.main, self.names.new(f"{weight.name}.rounded"), rounded)
-        self._quant(node, weight, grid, "ROUND")
+        least = np.maximum(grid.bits, 1 + grid.signed)  # so that bit operations count no more for what has no bits
+        self._quant(node, weight, replace(grid, scale=_alike(grid).scale, bits=least), "ROUND")
 
     def _activation(self, site: BitsSite, grid: layers.Grid) -> None:
         grid, alive = _alike(grid), grid.bits > grid.signed
@@ -119,7 +120,7 @@ class _Writer:
 
     def _quant(self, old: ir.Node, value: ir.Value, grid: layers.Grid, rounding: str) -> ir.Node:
         """A Quant in the place of `old`."""
-        constants = self._parts(str(old.name), _alike(grid))
+        constants = self._parts(str(old.name), grid)
         output = old.outputs[0]
         attributes = {"signed": int(grid.signed), "narrow": int(grid.narrow), "rounding_mode": rounding}
         new = ir.val(self.names.new(f"{output.name}.lowered"), output.dtype, output.shape)
