@@ -13,7 +13,8 @@ from hardware_networks import NETWORKS, Network
 from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.hardware.handover import lower, prepare
-from pqc.hardware.legality import HINTS, RULES, STREAM_RULES, check, problems
+from pqc.hardware.legality import HINTS, RULES, STREAM_RULES, check, check_learned, problems
+from pqc.quantizer_sites import LEARNS
 
 Build = Callable[[Network, ir.Value], ir.Value]
 
@@ -354,6 +355,31 @@ def test_many_types_do_not_stream(build: Build, found: str) -> None:
 @pytest.mark.parametrize("build", [fixed(overflow="WRAP"), fixed(integer=[[3, 3, 3, 3]]), rounded(bits=[[4] * 4])])
 def test_one_type_streams(build: Build) -> None:
     check(vector(build), "io_stream")
+
+
+@pytest.mark.parametrize(
+    ("learns", "operator", "io_type", "shape", "message"),
+    [
+        ("bits", "Relu", "io_stream", (1, 4), "many types are learned: hls4ml's streams carry one type a tensor"),
+        ("fractional_bits", "Tanh", "io_parallel", (1, 4), "many types are learned: hls4ml's table has one"),
+        ("bits", "Relu", "io_parallel", (1, 4), None),
+        ("bits", "Tanh", "io_stream", (1, 1), None),
+        (None, "Relu", "io_stream", (1, 4), None),
+    ],
+)
+def test_many_types_are_refused_before_they_are_learned(
+    learns: str | None, operator: str, io_type: str, shape: tuple[int, ...], message: str | None
+) -> None:
+    model = vector(lambda net, x: fixed(np.full(shape, 3.0), np.full(shape, 4.0))(net, net.op(operator, x)))
+    node = next(node for node in model.graph if node.op_type == "FixedQuant")
+    if learns is not None:
+        node.metadata_props[LEARNS] = learns
+    if message is None:
+        check_learned(model.graph, io_type)
+        return
+    with pytest.raises(UnsupportedError) as caught:
+        check_learned(model.graph, io_type)
+    assert (caught.value.message, caught.value.at) == (message, "FixedQuant 'fixedquant2'")
 
 
 def test_every_rule_has_a_case() -> None:

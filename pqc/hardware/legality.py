@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.hardware import rules
 from pqc.hardware.ranges import input_shape
 from pqc.hardware.rules import JOINS, POOLS
 from pqc.hardware.tables import REACH
 from pqc.layers import is_fixed_quant, is_quant
+from pqc.quantizer_sites import sites
 
 HINTS = {
     "Gemm": "run the pass lower-gemm",
@@ -60,6 +63,25 @@ def check(model: ir.Model, io_type: str = "io_parallel") -> None:
         return
     more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
     raise UnsupportedError(found[0].message + more, at=found[0].at, hint=found[0].hint)
+
+
+def check_learned(main: ir.Graph, io_type: str = "io_parallel") -> None:
+    """Refuse activations that are going to have many types, which they need not have before training.
+
+    Raises:
+        UnsupportedError: names the first that hls4ml cannot give them.
+    """
+    for site in sites(main):
+        many = max((math.prod(graph.dims(bits)) for bits in (site.i, site.f)), default=1) > 1
+        if not site.learns or site.of_parameter or not many:
+            continue
+        source = site.x.producer()
+        broken = [rule for rule in STREAM_RULES if rule.name == "stream-types" and io_type == "io_stream"]
+        if source is not None and source.op_type in REACH:
+            broken += [rule for rule in RULES if rule.name == "table-types"]
+        for rule in broken:
+            place = f"{site.node.op_type} '{site.node.name}'"
+            raise UnsupportedError(f"many types are learned: {rule.reason}", at=place, hint=rule.hint)
 
 
 def problems(model: ir.Model, io_type: str = "io_parallel") -> Iterator[UnsupportedError]:
