@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from pqc import data, engine, graph, layers
-from pqc.fixed_point import FixedPoint, fit
+from pqc import data, engine, graph, layers, quantizer_sites
+from pqc.fixed_point import FixedPoint, fit, holding_bits
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
 from pqc.samples import sample
 
@@ -20,9 +20,10 @@ class CalibrateQuant(Pass):
     """Choose sign and integer bits of quantizers from the numbers they meet.
 
     Quant with (k, i, f) → Quant with the same number of magnitude bits, k = 1 where negative numbers occur, and
-    i with the least squared error. `data` is an .npz of arrays by input name; without it inputs are random.
+    i with the least squared error. FixedQuant of an activation that learns its bits → the same f, k likewise, and i for
+    each element so that it holds its numbers. `data` is an .npz of arrays by input name; without it inputs are random.
     Leaves quantizers that are not plain fixed point (other scales, zero points, per-channel, bipolar), the sign bit of
-    parameters, and parameters that are all zero.
+    parameters, learned bits of parameters, and parameters that are all zero.
     """
 
     title: ClassVar[str] = "calibrate-quant"
@@ -33,9 +34,10 @@ class CalibrateQuant(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         quants = [node for node in model.graph if layers.is_quant(node) and _kind(node) is not None]
+        learned = [site for site in quantizer_sites.sites(model.graph) if site.learns and not site.of_parameter]
         activations = [node for node in quants if graph.constant(node.inputs[0]) is None]
-        numbers = _activations(model, quants, self._feeds(model))
-        changed = 0
+        numbers = _activations(model, [*quants, *(site.node for site in learned)], self._feeds(model))
+        changed = sum(_hold(site, numbers[str(site.x.name)]) for site in learned)
         for node in quants:
             value, kind = graph.operand(node, 0), _kind(node)
             assert kind is not None
@@ -83,6 +85,22 @@ def _activations(model: ir.Model, quants: list[ir.Node], feeds: dict[str, np.nda
     floating.graph.outputs[:] = fresh
     found = dict(feeds)
     return found | engine.evaluate(floating, feeds) if fresh else found
+
+
+def _hold(site: quantizer_sites.BitsSite, numbers: np.ndarray) -> bool:
+    """Let a quantizer start with the sign and the integer bits that the numbers [rows, ...] need."""
+    shared = tuple(axis for axis, length in enumerate(graph.dims(site.i)) if length == 1)
+    low, high = (reduce(numbers, axis=shared, keepdims=True) for reduce in (np.min, np.max))
+    signed = int(low.min() < 0)
+    f = np.rint(np.asarray(graph.constant(site.f)))
+    bits = holding_bits(low, high, f, signed=bool(signed)).astype(np.float32)
+    old = np.asarray(graph.constant(site.i))
+    if np.array_equal(bits, old) and site.node.attributes.get_int("signed", 1) == signed:
+        return False
+    graph.set_initializer(site.i, bits)
+    site.node.attributes["signed"] = ir.AttrInt64("signed", signed)
+    explain(site.node, f"now {'signed' if signed else 'unsigned'}, {bits.min():g} to {bits.max():g} integer bits")
+    return True
 
 
 def _set(node: ir.Node, kind: FixedPoint) -> bool:

@@ -15,6 +15,8 @@ from pqc.functions.operator import Key
 from pqc.quantizer_sites import BitsSite, sites
 from pqc.rewriting import Meaning, Pass, close, explain
 
+LONG_BATCH, STRETCHES = 512, 8
+
 
 @dataclass(frozen=True)
 class LowerLearned(Pass):
@@ -89,10 +91,8 @@ class _Writer:
         shared = [axis for axis, length in enumerate(graph.dims(i)) if length == 1]
         axes = self._constant(f"{node.name}.axes", np.array(shared, np.int64))
         signed = node.attributes.get_int("signed", 1)
-        top = self._add(("", "ReduceMax"), [x, axes], f"{node.name}.top", 1, i.shape, before=node)[0]
-        bottom = top
-        if signed:
-            bottom = self._add(("", "ReduceMin"), [x, axes], f"{node.name}.bottom", 1, i.shape, before=node)[0]
+        top = self._end("Max", x, axes, node, i.shape)
+        bottom = self._end("Min", x, axes, node, i.shape) if signed else top
         symmetric = str(node.attributes.get_string("overflow", "SAT")) == "SAT_SYM"
         flags = [
             self._constant(f"{node.name}.{name}", np.float32(flag))
@@ -103,6 +103,20 @@ class _Writer:
         found = self._add(NEEDED_FROM.key, inputs, f"{node.name}.from", 1, i.shape, attributes, before=node)
         graph.replace(node.outputs[0], found[0])
         return True
+
+    def _end(self, which: str, x: ir.Value, axes: ir.Value, node: ir.Node, shape: ir.Shape | None) -> ir.Value:
+        """The largest or smallest of x along the axes.
+
+        Of a long batch that of some stretches is taken first: the engine is faster at the extreme of many values.
+        """
+        name = f"{node.name}.{which.lower()}"
+        rows = x.shape[0] if x.shape is not None else None
+        if isinstance(rows, int) and rows >= LONG_BATCH and rows % STRETCHES == 0:
+            parts = self._add(
+                ("", "Split"), [x], f"{name}.parts", STRETCHES, None, {"num_outputs": STRETCHES}, before=node
+            )
+            x = self._add(("", which), parts, f"{name}.stretches", 1, None, before=node)[0]
+        return self._add(("", f"Reduce{which}"), [x, axes], name, 1, shape, before=node)[0]
 
     def _constant(self, name: str, array: np.ndarray | np.float32) -> ir.Value:
         return graph.add_initializer(self.main, self.names.new(name), np.asarray(array))

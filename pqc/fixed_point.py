@@ -72,3 +72,13 @@ def fit(x: np.ndarray, width: int, *, signed: bool = False, candidates: int = 6)
     top = int(np.ceil(np.log2(peak))) if peak > 0 else 0
     types = [FixedPoint(k, i, width - i) for i in range(top + 1, top - candidates, -1)]
     return min(types, key=lambda kind: float(np.square(quantize(x, kind) - x).mean()))
+
+
+def holding_bits(low: np.ndarray, high: np.ndarray, f: np.ndarray, *, signed: bool) -> np.ndarray:
+    """The fewest integer bits whose type [-k 2^i, 2^i - 2^-f] holds the numbers from low to high on the grid 2^-f."""
+    step = np.ldexp(1.0, -f.astype(int))
+    top = np.rint(np.maximum(high, 0) / step) * step + step
+    bottom = -np.rint(np.minimum(low, 0) / step) * step if signed else 0.0
+    mantissa, exponent = np.frexp(np.maximum(top, bottom))
+    bits: np.ndarray = exponent - (mantissa == 0.5)
+    return bits

@@ -172,7 +172,8 @@ def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -
         "{keep-wraps=true}" if quantization is not None and quantization.wrap_in_training else ""
     )
     expose = ",".join([f"{updates},expose-parameters", *distill_pipeline(schedule, teacher), relax])
-    return f"{expose},lower-quant,lower-learned,batch-parameters,fix-batch{{size={batch}}},differentiate,{attach}"
+    lower = f"fix-batch{{size={batch}}},lower-quant,lower-learned,batch-parameters"
+    return f"{expose},{lower},differentiate,{attach}"
 
 
 def distill_pipeline(schedule: Schedule, teacher: Path | None) -> list[str]:
