@@ -164,6 +164,23 @@ TENSORS = {"weight": "weights", "bias": "biases", "input": "inputs", "output": "
 """What a layer may round in its own way, and where the others' way is said."""
 
 
+def _named(content: object) -> object:
+    return {"method": content} if isinstance(content, str) else content
+
+
+class RangeCalibration(Section):
+    """How sign and integer bits follow from data; see `pqc.calibration.Calibration`."""
+
+    method: Literal["mse", "min-max", "percentile", "entropy"] = "mse"
+    percent: Annotated[float | None, Field(gt=0, le=100)] = None
+
+    @model_validator(mode="after")
+    def _percent_is_used(self) -> RangeCalibration:
+        if self.percent is not None and self.method != "percentile":
+            raise ValueError("percent goes with method: percentile")
+        return self
+
+
 class Quantization(Section):
     """Fixed point types (k, i, f) of what is rounded; null leaves it in float.
 
@@ -171,6 +188,7 @@ class Quantization(Section):
         layers: what layers do in their own way: quantizers by pattern and by weight, bias, input or output.
         rounding: what holds where a quantizer does not say it.
         calibrate: choose sign and integer bits from data.
+        calibration: how; a word is its method, and null leaves it off, too.
         integer_bits_decay: how many integer bits that follow their numbers lose in a step that needs fewer.
         wrap_in_training: let numbers wrap in a training step too.
     """
@@ -182,6 +200,7 @@ class Quantization(Section):
     layers: dict[str, dict[str, Any]] = {}
     rounding: Annotated[str, _known((*ROUNDING_MODES, *ROUNDINGS), "rounding mode")] = "ROUND"
     calibrate: bool = True
+    calibration: Annotated[RangeCalibration | None, BeforeValidator(_named)] = RangeCalibration()
     integer_bits_decay: Annotated[float, Field(ge=0)] = 0.01
     wrap_in_training: bool = False
     exclude: tuple[str, ...] = ()
