@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow bench method-table lint docs plots clean
+.PHONY: demo test test-slow bench bench-hgq method-table hgq-front lint docs plots clean
 
 demo: $(VENV)/ready
 	$(BIN)/pqc run jet_tagger --schedule cs-demo --out build/demo
@@ -22,12 +22,23 @@ test-slow: $(VENV)/ready
 bench: $(VENV)/ready .venv-peers/ready
 	$(BIN)/python tests/benchmarks/step_time.py --rounds 15
 
+bench-hgq: $(VENV)/ready .venv-peers/ready .venv-hgq/ready
+	$(BIN)/python tests/benchmarks/hgq_step_time.py
+
+hgq-front: $(VENV)/ready .venv-hgq/ready
+	$(BIN)/python tests/benchmarks/hgq_front.py
+
 method-table: $(VENV)/ready
 	$(BIN)/python tests/benchmarks/method_table.py --jobs 2
 
 .venv-peers/ready:
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 pquant-ml==0.1.0
+	@touch $@
+
+.venv-hgq/ready:
+	$(PYTHON) -m venv .venv-hgq
+	.venv-hgq/bin/python -m pip install --quiet --disable-pip-version-check hgq2==0.2.0 jax==0.10.2 keras==3.15.1 onnx
 	@touch $@
 
 lint: $(VENV)/dev

@@ -15,7 +15,6 @@ from pqc.functions.operator import Key
 from pqc.quantizer_sites import BitsSite, sites
 from pqc.rewriting import Meaning, Pass, close, explain
 
-
 LONG_BATCH, STRETCHES = 512, 8
 
 

@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from pqc import graph, layers
 from pqc.functions.fixed import FIXED_POINT
-from pqc.functions.learned import NEEDED_FROM, PARAMETER_BITS, STEP_WIDTH
+from pqc.functions.learned import NEEDED_FROM, PARAMETER_BITS, SHIFT_ROUND, STEP_WIDTH
 from pqc.functions.operator import PENALTY
 from pqc.mask_sites import method_of
 from pqc.names import THETA
 
-BATCHED = {one.key for one in (FIXED_POINT, PARAMETER_BITS, STEP_WIDTH, NEEDED_FROM)}
+BATCHED = {one.key for one in (FIXED_POINT, PARAMETER_BITS, SHIFT_ROUND, STEP_WIDTH, NEEDED_FROM)}
 """What treats every element by itself, beside the methods' masks."""
 
 
