@@ -68,6 +68,7 @@ class InsertQuant(Pass):
         _refuse_branches(main)
         excluded = {layer.node for layer in found if layer.excluded(self.exclude)}
         own = {layer.node: _own(layer, overrides) for layer in found}
+        shared = _inputs(found, excluded, own, self.inputs)
         outputs = {layer.output: own[layer.node]["output"] for layer in found if "output" in own[layer.node]}
         seen: set[ir.Value] = set()
         for layer in found:
@@ -79,12 +80,13 @@ class InsertQuant(Pass):
             if layer.bias is not None:
                 yield from _unquantized(layer.bias, kinds["bias"], seen, layer)
         for value, kind in outputs.items():
+            if kind is not None and shared.get(value, kind) != kind:
+                raise _two(value, "the output of one layer and the input of another", kind, shared[value])
             yield from _unquantized(value, kind, seen)
         for node in main:
-            kind = own.get(node, {}).get("input", self.inputs)
             if node not in excluded:
-                for value in _activations(node):
-                    yield from _unquantized(_origin(value), kind, seen)
+                for value in map(_origin, _activations(node)):
+                    yield from _unquantized(value, shared.get(value, self.inputs), seen)
         for value in main.outputs:
             yield from _unquantized(_before_head(value), self.outputs, seen)
 
@@ -103,6 +105,40 @@ def _own(layer: layers.Layer, overrides: Mapping[str, dict[str, Quantizer | None
     for pattern, kinds in overrides.items():
         found |= kinds if layer.excluded((pattern,)) else {}
     return found
+
+
+def _inputs(
+    found: list[layers.Layer],
+    excluded: set[ir.Node],
+    own: Mapping[ir.Node, dict[str, Quantizer | None]],
+    usual: Quantizer | None,
+) -> dict[ir.Value, Quantizer | None]:
+    """How activations are rounded that enter a layer with an input of its own way.
+
+    Raises:
+        PassError: another layer reads the same activation and would round it otherwise; one quantizer serves all.
+    """
+    kinds: dict[ir.Value, dict[str, Quantizer | None]] = {}
+    for layer in found:
+        if layer.node not in excluded:
+            readers = kinds.setdefault(_origin(layer.data), {})
+            readers[layer.name] = own[layer.node].get("input", usual)
+    for value, readers in kinds.items():
+        (first, kind), *others = readers.items()
+        for name, other in others:
+            if other != kind:
+                raise _two(value, f"the layers '{first}' and '{name}'", kind, other)
+    changed = {_origin(layer.data) for layer in found if "input" in own[layer.node]}
+    return {value: next(iter(readers.values())) for value, readers in kinds.items() if value in changed}
+
+
+def _two(value: ir.Value, readers: str, *kinds: Quantizer | None) -> PassError:
+    both = " and as ".join("float" if kind is None else str(kind) for kind in kinds)
+    return PassError(
+        f"it is {readers}, which would round it as {both}",
+        at=f"tensor '{value.name}'",
+        hint="say the same of both; one quantizer serves all that read an activation",
+    )
 
 
 def _refuse_branches(main: ir.Graph) -> None:

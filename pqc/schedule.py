@@ -23,6 +23,7 @@ from pqc.reference_config import Converted, convert, detects, their_settings
 from pqc.schedule_sections import (
     Curve,
     Distill,
+    Misplaced,
     Phases,
     Pruning,
     Quantization,
@@ -258,6 +259,8 @@ def _set(content: dict[str, Any], key: str, setting: Any) -> None:
 def _schedule_error(error: ValidationError, document: Document | Converted, settings: dict[str, str]) -> ScheduleError:
     first = error.errors()[0]
     location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    reason = first.get("ctx", {}).get("error")
+    location += reason.path if isinstance(reason, Misplaced) else ()
     key = ".".join(location)
     place = _culprit(key, settings)
     if place is None:

@@ -34,6 +34,14 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
             raise ValueError(f"{what} '{name}'{nearest(name, known)}; known: {', '.join(known) or 'none'}")
 
 
+class Misplaced(ValueError):
+    """What is wrong, and under which keys of its section."""
+
+    def __init__(self, message: str, path: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 def _known(table: Iterable[str], what: str) -> BeforeValidator:
     def check(name: object) -> object:
         if not isinstance(name, str | None):
@@ -214,9 +222,13 @@ class Quantization(Section):
         """The layers' own quantizers by pattern and tensor: what they say, on top of what all have."""
         found: dict[str, dict[str, Quantizer | None]] = {}
         for pattern, kinds in self.layers.items():
-            refuse_unknown(kinds, TENSORS, f"layers: '{pattern}': no tensor")
-            bases = {name: getattr(self, TENSORS[name]) for name in kinds}
-            found[pattern] = {name: quantizer(kind, bases[name]) for name, kind in kinds.items()}
+            found[pattern] = {}
+            for name, kind in kinds.items():
+                try:
+                    refuse_unknown([name], TENSORS, "no tensor")
+                    found[pattern][name] = quantizer(kind, getattr(self, TENSORS[name]))
+                except ValueError as error:
+                    raise Misplaced(f"layers: '{pattern}': {name}: {error}", ("layers", pattern, name)) from error
         return found
 
     @property
