@@ -47,8 +47,12 @@ def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
         options += [f"layers={quote(json.dumps(own))}"] if own else []
         options += [f"exclude={quote(write(quantization.exclude))}"] if quantization.exclude else []
         parts.append(f"insert-quant{{{' '.join(options)}}}")
-        if quantization.calibrate and calibration is not None:
-            parts.append(f"calibrate-quant{{data={quote(str(calibration))}}}")
+        how = quantization.calibration
+        if quantization.calibrate and how is not None and calibration is not None:
+            options = [f"data={quote(str(calibration))}"]
+            options += [f"method={how.method}"] if how.method != "mse" else []
+            options += [f"percent={write(how.percent)}"] if how.percent is not None else []
+            parts.append(f"calibrate-quant{{{' '.join(options)}}}")
     method = plan.method
     if method is not None:
         options = [f"method={method.title}", f"pruning-first={write(pruning.pruning_first)}"]
