@@ -37,6 +37,7 @@ from pqc.passes.relax_overflow import RelaxOverflow
 from pqc.passes.shrink import Shrink
 from pqc.passes.strip_softmax import StripSoftmax
 from pqc.passes.strip_training import StripTraining
+from pqc.passes.write_qcdq import WriteQcdq
 from pqc.rewriting import Pass
 
 TABLE: dict[str, type[Pass]] = {
@@ -79,5 +80,6 @@ TABLE: dict[str, type[Pass]] = {
         FoldGates,
         RaiseBits,
         LowerScales,
+        WriteQcdq,
     )
 }

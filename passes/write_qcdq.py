@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import graph, layers
+from pqc.rewriting import Pass, explain
+
+BYTE = 8
+EXACT = 2**24
+"""Integers below are exact in float32."""
+
+
+@dataclass(frozen=True)
+class WriteQcdq(Pass):
+    """Write quantizers with ONNX's own operators: quantize, clip, dequantize.
+
+    Quant(x) → DequantizeLinear(Clip(QuantizeLinear(x))) with eight bits, without Clip where all of them are used.
+    Quant(W), W being on its grid → DequantizeLinear(integers): eight bits, or thirty-two where eight do not hold them.
+    Leaves what these operators do not compute exactly: other roundings than half to even, zero points, activations over
+    eight bits or with widths of their own, scales that do not lie along one axis, FixedQuant.
+    """
+
+    title: ClassVar[str] = "write-qcdq"
+
+    def rewrite(self, model: ir.Model) -> int:
+        writer = _Writer(model.graph)
+        written = sum(writer.write(node) for node in list(model.graph) if layers.is_qonnx_quant(node))
+        if written:
+            graph.remove_unused(model.graph)
+        return written
+
+
+class _Writer:
+    def __init__(self, main: ir.Graph) -> None:
+        self.main = main
+        self.names = graph.Names(main)
+
+    def write(self, node: ir.Node) -> bool:
+        grid, array = layers.grid(node), graph.constant(node.inputs[0])
+        x, reason = graph.operand(node, 0), reason_to_keep(node)
+        if grid is None or reason is not None:
+            explain(node, f"kept: {reason}")
+            return False
+        assert x.shape is not None
+        placed = _along_axis(grid.scale, len(x.shape))
+        assert placed is not None
+        scale, axis = placed
+        if array is not None:
+            integers = np.rint(array.astype(np.float64) / grid.scale)
+            kind: type[np.integer] = np.int8 if -128 <= integers.min() and integers.max() <= 127 else np.int32
+            rounded = graph.add_initializer(self.main, self.names.new(f"{x.name}.integers"), integers.astype(kind))
+        else:
+            rounded = self._rounded(node, x, grid, scale, axis)
+        step = graph.add_initializer(self.main, self.names.new(f"{node.name}.step"), scale)
+        output = self._add("DequantizeLinear", [rounded, step], f"{node.name}.dequantize", {"axis": axis}, node)
+        output.dtype, output.shape = ir.DataType.FLOAT, node.outputs[0].shape
+        graph.replace(node.outputs[0], output)
+        return True
+
+    def _rounded(self, node: ir.Node, x: ir.Value, grid: layers.Grid, scale: np.ndarray, axis: int) -> ir.Value:
+        """The integers of an activation, int8 or uint8."""
+        kind = np.int8 if grid.signed else np.uint8
+        step = graph.add_initializer(self.main, self.names.new(f"{node.name}.step"), scale)
+        zero = graph.add_initializer(self.main, self.names.new(f"{node.name}.zero"), np.zeros(scale.shape, kind))
+        value = self._add("QuantizeLinear", [x, step, zero], f"{node.name}.quantize", {"axis": axis}, node)
+        bits = int(grid.bits.flat[0])
+        levels = 2 ** (bits - grid.signed)
+        low, high = (grid.narrow - levels if grid.signed else 0), levels - 1 - (grid.narrow and not grid.signed)
+        if (low, high) != (np.iinfo(kind).min, np.iinfo(kind).max):
+            bounds = [
+                graph.add_initializer(self.main, self.names.new(f"{node.name}.{name}"), np.array(bound, kind))
+                for name, bound in (("low", low), ("high", high))
+            ]
+            value = self._add("Clip", [value, *bounds], f"{node.name}.clip", {}, node)
+        return value
+
+    def _add(
+        self, operator: str, inputs: list[ir.Value], name: str, attributes: dict[str, int], before: ir.Node
+    ) -> ir.Value:
+        output = ir.val(self.names.new(f"{name}.out"))
+        node = ir.node(operator, inputs, attributes, name=self.names.new(name), outputs=[output])
+        self.main.insert_before(before, node)
+        return output
+
+
+def reason_to_keep(node: ir.Node) -> str | None:
+    """Why ONNX's operators would not compute the same as a quantizer, or None."""
+    grid = layers.grid(node)
+    if grid is None or not layers.is_qonnx_quant(node):
+        return "its parameters are computed" if grid is None else f"QONNX has no {grid.overflow}"
+    x, parameter = graph.operand(node, 0), graph.constant(node.inputs[0]) is not None
+    if np.any(grid.zero_point) or grid.bits.size == 0 or np.any(grid.bits - grid.signed < 1):
+        return "it has a zero point or one signed bit"
+    if x.shape is None or _along_axis(grid.scale, len(x.shape)) is None:
+        return "its scales do not lie along one axis"
+    if parameter:
+        integers = np.asarray(graph.constant(x)).astype(np.float64) / grid.scale
+        exact = np.all(integers == np.rint(integers)) and np.all(np.abs(integers) < EXACT)
+        return None if exact else "its values are not on the grid; run fold-quant"
+    if grid.rounding not in ("ROUND", "HALF_EVEN"):
+        return f"rounding {grid.rounding}"
+    if np.any(grid.bits != grid.bits.flat[0]) or np.any(grid.bits > BYTE) or np.any(grid.bits != np.rint(grid.bits)):
+        return "its widths differ, or are over eight bits"
+    return None
+
+
+def _along_axis(scale: np.ndarray, rank: int) -> tuple[np.ndarray, int] | None:
+    """The scale as a scalar or a vector, and the axis that it lies along; None where there are several."""
+    if scale.size == 1:
+        return np.asarray(scale, np.float32).reshape(()), 0
+    shape = (1,) * (rank - scale.ndim) + scale.shape
+    axes = [axis for axis, length in enumerate(shape) if length > 1]
+    return (np.asarray(scale, np.float32).reshape(-1), axes[0]) if len(axes) == 1 else None
