@@ -25,7 +25,7 @@ class CalibrateQuant(Pass):
     `method`, for each channel or element that has bits of its own: `mse` (the least squared error), `min-max`,
     `percentile` (of magnitudes, `percent`) or `entropy`. FixedQuant likewise; what wraps holds all it meets.
     Learned bits: f stays, and i holds all numbers; of a parameter it only grows, so that there is room to train.
-    `data` is an .npz of arrays by input name; without it inputs are random.
+    `data` is an .npz of arrays by input name; without it inputs are random. `only` names the quantizers that are meant.
     Leaves quantizers that are not fixed point (other scales, zero points, bipolar), the sign bit of parameters, and
     lanes that are all zero.
     """
@@ -37,6 +37,7 @@ class CalibrateQuant(Pass):
     samples: int = 4096
     method: str = "mse"
     percent: float = 99.99
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in calibration.METHODS:
@@ -47,6 +48,7 @@ class CalibrateQuant(Pass):
     def rewrite(self, model: ir.Model) -> int:
         learned = {site.node: site for site in quantizer_sites.sites(model.graph) if site.learns}
         quants = [node for node in model.graph if layers.is_quant(node) and (node in learned or _kind(node))]
+        quants = [node for node in quants if not self.only or node.name in self.only]
         numbers = _activations(model, quants, self._feeds(model))
         changed = 0
         for node in quants:

@@ -63,26 +63,29 @@ def rounded(v: np.ndarray, mode: str) -> np.ndarray:
     away = np.copysign(np.floor(np.abs(v)), v)
     fraction = np.abs(v) - np.abs(away)
     outward = np.copysign(1.0, v)
+    q: np.ndarray
     match mode:
         case "ROUND" | "HALF_EVEN" | "RND_CONV":
-            return np.rint(v)
+            q = np.rint(v)
         case "TRN" | "FLOOR":
-            return np.floor(v)
+            q = np.floor(v)
         case "CEIL":
-            return np.ceil(v)
+            q = np.ceil(v)
         case "TRN_ZERO" | "DOWN":
-            return away
+            q = away
         case "UP":
-            return away + outward * (fraction > 0)
+            q = away + outward * (fraction > 0)
         case "RND":
-            return np.floor(v) + (v - np.floor(v) >= 0.5)
+            q = np.floor(v) + (v - np.floor(v) >= 0.5)
         case "RND_MIN_INF":
-            return np.ceil(v) - (np.ceil(v) - v >= 0.5)
+            q = np.ceil(v) - (np.ceil(v) - v >= 0.5)
         case "RND_INF" | "HALF_UP":
-            return away + outward * (fraction >= 0.5)
+            q = away + outward * (fraction >= 0.5)
         case "RND_ZERO" | "HALF_DOWN":
-            return away + outward * (fraction > 0.5)
-    raise ValueError(f"no rounding '{mode}'")
+            q = away + outward * (fraction > 0.5)
+        case _:
+            raise ValueError(f"no rounding '{mode}'")
+    return q
 
 
 def holding_bits(low: np.ndarray, high: np.ndarray, f: np.ndarray, *, signed: bool) -> np.ndarray:
