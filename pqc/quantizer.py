@@ -42,6 +42,7 @@ class Quantizer:
         bits: the type (k, i, f); where bits are learned, what they start from.
         granularity: `per_tensor`; `per_channel`; `per_weight` or, for activations, `per_element`; `per_group`.
         size: the length of a group, along the inputs of a weight; 0 otherwise.
+        axis: what counts the channels of `per_channel`; None is the outputs of a weight, and axis 1 of an activation.
         rounding: of QONNX or of ap_fixed, or None where the schedule's own holds.
         overflow: SAT, SAT_SYM, WRAP or WRAP_SM.
         learns: `bits` for trained integer and fractional bits; `fractional_bits` where integer bits follow the numbers
@@ -57,6 +58,7 @@ class Quantizer:
     rounding: str | None = None
     overflow: str = "SAT"
     learns: str | None = None
+    axis: int | None = None
 
     def __post_init__(self) -> None:
         _check("granularity", self.granularity, GRANULARITIES)
@@ -65,6 +67,10 @@ class Quantizer:
         _check("rounding", self.rounding, (*ROUNDING_MODES, *ROUNDINGS, None))
         if (self.granularity == PER_GROUP) != (self.size > 0):
             raise ValueError("per_group needs the size of a group: per_group:16")
+        if self.axis is not None and self.granularity != PER_CHANNEL:
+            raise ValueError(f"an axis goes with per_channel, not with {self.granularity}")
+        if self.overflow == "WRAP_SM" and not self.bits.k:
+            raise ValueError(f"WRAP_SM turns back at a sign, which ({self.bits}) has not; use WRAP, or k = 1")
         if self.learns == "bits" and not self.overflow.startswith("SAT"):
             raise ValueError(f"integer bits have no gradient under {self.overflow}; learn fractional_bits")
         if self.learns and self.granularity == PER_GROUP:
@@ -114,16 +120,20 @@ class Quantizer:
         for name in settings:
             if name not in known:
                 raise ValueError(f"a quantizer has no '{name}'{nearest(name, known)}; it has: {', '.join(known)}")
-        granularity, _, size = str(settings.get("granularity", self.granularity)).partition(":")
-        given = {**settings, "granularity": granularity}
-        if size or granularity != PER_GROUP:
-            given["size"] = _size(size)
+        given = dict(settings)
+        if "granularity" in given:
+            given = {**_granularity(str(given.pop("granularity"))), **given}
         return replace(self, **given)
+
+    @property
+    def sharing(self) -> str:
+        """The granularity with its size or axis, as `changed` reads it."""
+        number = self.axis if self.granularity == PER_CHANNEL else self.size or None
+        return self.granularity if number is None else f"{self.granularity}:{number}"
 
     def words(self) -> list[str]:
         """What differs from a plain saturating type, as `parse` reads it."""
-        granularity = f"{self.granularity}:{self.size}" if self.size else self.granularity
-        found = [granularity, self.rounding, self.overflow, self.learns]
+        found = [self.sharing, self.rounding, self.overflow, self.learns]
         return [word for word in found if word is not None and word not in (PER_TENSOR, "SAT")]
 
     def __str__(self) -> str:
@@ -136,17 +146,23 @@ def _check(what: str, name: str | None, known: tuple[str | None, ...]) -> None:
         raise ValueError(f"no {what} '{name}'{nearest(str(name), names)}; there are: {', '.join(names)}")
 
 
-def _size(text: str) -> int:
-    if text and not text.isdecimal():
-        raise ValueError(f"the size of a group is a whole number, not '{text}'")
-    return int(text or 0)
+def _granularity(text: str) -> dict[str, Any]:
+    """The fields that `per_group:16` or `per_channel:1` sets."""
+    name, _, number = text.partition(":")
+    if number and not number.removeprefix("-").isdecimal():
+        what = "axis" if name == PER_CHANNEL else "size of a group"
+        raise ValueError(f"the {what} is a whole number, not '{number}'")
+    counted = int(number) if number else None
+    if name == PER_CHANNEL:
+        return {"granularity": name, "size": 0, "axis": counted}
+    return {"granularity": name, "size": counted or 0, "axis": None}
 
 
 def _settings(words: list[str]) -> dict[str, Any]:
     """The fields that some words set."""
     found: dict[str, Any] = {}
     for word in words:
-        name, _, size = word.partition(":")
+        name, _, number = word.partition(":")
         for field, known in (
             ("granularity", GRANULARITIES),
             ("rounding", (*ROUNDINGS, *ROUNDING_MODES)),
@@ -159,8 +175,8 @@ def _settings(words: list[str]) -> dict[str, Any]:
         else:
             everything = [*GRANULARITIES, *ROUNDINGS, *ROUNDING_MODES, *OVERFLOWS, *LEARNED]
             raise ValueError(f"'{word}' says nothing about a quantizer{nearest(name, everything)}")
-        if size:
-            found["size"] = _size(size)
+        if number or name in GRANULARITIES:
+            found |= _granularity(word)
     return found
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from pqc import graph, layers
 from pqc.errors import PassError, UnsupportedError
+from pqc.fixed_point import fit
 from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS, ROUNDINGS
 from pqc.quantizer import PER_CHANNEL, PER_GROUP, PER_TENSOR, Quantizer
 from pqc.quantizer_sites import LEARNS, BitsSite
@@ -50,20 +51,20 @@ class QuantizerWriter:
             self._become_output(value, node)
 
     def _quant(self, value: ir.Value, kind: Quantizer, layer: layers.Layer | None, name: str) -> ir.Node:
-        shape = () if kind.granularity == PER_TENSOR else parameter_shape(value, kind, layer)
+        i, f = (np.float32(kind.bits.i), np.float32(kind.bits.f))
+        if kind.granularity != PER_TENSOR:
+            i, f = initial_bits(value, kind, layer)
         parts = {
-            "scale": np.full(shape, kind.bits.scale, np.float32),
+            "scale": np.ldexp(np.float32(1), -f.astype(int)),
             "zeropt": np.float32(0),
-            "bitwidth": np.full(shape, kind.bits.bits, np.float32),
+            "bitwidth": kind.bits.k + i + f,
         }
         narrow = int(kind.overflow == "SAT_SYM" and kind.bits.k)
         attributes = {"signed": kind.bits.k, "narrow": narrow, "rounding_mode": kind.qonnx_rounding}
         return self._node(value, name, (graph.QONNX, "Quant"), parts, attributes)
 
     def _fixed(self, value: ir.Value, kind: Quantizer, layer: layers.Layer | None, name: str) -> ir.Node:
-        shape = parameter_shape(value, kind, layer)
-        bits = {"integer_bits": kind.bits.i, "fractional_bits": kind.bits.f}
-        parts = {part: np.full(shape, number, np.float32) for part, number in bits.items()}
+        parts = dict(zip(("integer_bits", "fractional_bits"), initial_bits(value, kind, layer), strict=True))
         attributes = {"signed": kind.bits.k, "rounding": _ap_rounding(kind, value), "overflow": kind.overflow}
         node = self._node(value, name, FIXED_QUANT.key, parts, attributes)
         if kind.learns:
@@ -120,6 +121,37 @@ def _ap_rounding(kind: Quantizer, value: ir.Value) -> str:
         raise PassError(str(error), at=f"tensor '{value.name}'", hint=f"roundings: {', '.join(ROUNDINGS)}") from error
 
 
+def initial_bits(value: ir.Value, kind: Quantizer, layer: layers.Layer | None) -> tuple[np.ndarray, np.ndarray]:
+    """Integer and fractional bits of a quantizer, float32 of the rank of `value`: one number where they are shared.
+
+    A group gets as many bits as the type has, with the integer bits that round its weights with the least squared
+    error; a group of zeros has the type itself.
+
+    Raises:
+        UnsupportedError: as `parameter_shape`.
+    """
+    shape = parameter_shape(value, kind, layer)
+    if kind.granularity != PER_GROUP:
+        return np.full(shape, kind.bits.i, np.float32), np.full(shape, kind.bits.f, np.float32)
+    assert layer is not None
+    magnitude, signed = kind.bits.i + kind.bits.f, bool(kind.bits.k)
+    moved = np.moveaxis(graph.stored(value), input_axis(layer), 0)
+    groups = np.reshape(moved if signed else np.maximum(moved, 0), (-1, kind.size, moved[0].size))
+    chosen = [
+        [fit(group, magnitude, signed=signed).i if group.any() else kind.bits.i for group in part.T] for part in groups
+    ]
+    i = np.repeat(np.array(chosen, np.float32), kind.size, axis=0).reshape(moved.shape)
+    i = np.ascontiguousarray(np.moveaxis(i, 0, input_axis(layer)))
+    return i, magnitude - i
+
+
+def input_axis(layer: layers.Layer) -> int:
+    """The axis of the weight that counts inputs."""
+    rank = len(graph.dims(layer.weight))
+    last = 2 * rank - 3 if layer.node.op_type in ("MatMul", "Gemm") else 1
+    return last - layer.output_axis % rank
+
+
 def parameter_shape(value: ir.Value, kind: Quantizer, layer: layers.Layer | None) -> tuple[int, ...]:
     """The shape of a quantizer's bits, of the rank of `value`: one where they are shared.
 
@@ -133,12 +165,30 @@ def parameter_shape(value: ir.Value, kind: Quantizer, layer: layers.Layer | None
     if kind.granularity == PER_TENSOR:
         return (1,) * rank
     if kind.granularity == PER_CHANNEL:
-        axis = (layer.output_axis % rank if value is layer.weight else 0) if layer is not None else min(1, rank - 1)
+        axis = _channel_axis(value, kind, layer, rank)
         return tuple(_length(value, axis) if place == axis else 1 for place in range(rank))
     if kind.granularity == PER_GROUP:
-        raise UnsupportedError("groups are not available for it", at=place, hint="use per_channel or per_weight")
+        if layer is None or value is not layer.weight:
+            raise UnsupportedError("groups are for weights", at=place, hint="use per_channel or per_element")
+        inputs = _length(value, input_axis(layer))
+        if inputs % kind.size:
+            raise UnsupportedError(
+                f"groups of {kind.size} do not divide its {inputs} inputs", at=place, hint="use a size that does"
+            )
+        return graph.dims(value)
     first = () if layer is not None else (1,)
     return (*first, *(_length(value, axis) for axis in range(len(first), rank)))
+
+
+def _channel_axis(value: ir.Value, kind: Quantizer, layer: layers.Layer | None, rank: int) -> int:
+    place = f"tensor '{value.name}'"
+    if kind.axis is None:
+        return (layer.output_axis % rank if value is layer.weight else 0) if layer is not None else min(1, rank - 1)
+    if not -rank <= kind.axis < rank:
+        raise UnsupportedError(f"it has no axis {kind.axis}", at=place, hint=f"axes are {-rank} to {rank - 1}")
+    if layer is None and kind.axis % rank == 0:
+        raise UnsupportedError("axis 0 of an activation counts rows", at=place, hint="use an axis from 1 on")
+    return kind.axis % rank
 
 
 def _length(value: ir.Value, axis: int) -> int:

@@ -85,8 +85,7 @@ def written(kind: Quantizer | None) -> object:
     if kind is None:
         return None
     bits = [kind.bits.k, kind.bits.i, kind.bits.f]
-    granularity = f"{kind.granularity}:{kind.size}" if kind.size else kind.granularity
-    found = {"granularity": granularity, "rounding": kind.rounding, "overflow": kind.overflow, "learns": kind.learns}
+    found = {"granularity": kind.sharing, "rounding": kind.rounding, "overflow": kind.overflow, "learns": kind.learns}
     usual = {"granularity": PER_TENSOR, "rounding": None, "overflow": "SAT", "learns": None}
     changed = {name: value for name, value in found.items() if value != usual[name]}
     return {"bits": bits, **changed} if changed else bits

@@ -35,7 +35,7 @@ def onnx_model(text: str, *, opset: int = 21, named: bool = True, **arrays: obje
         named: name each node as `<operator>_<first output>`, as normalize would.
         arrays: initializers; floats become float32, and `fc__weight` stands for `fc.weight`.
     """
-    domains = {"": opset, **{name: 1 for name in (graph.QONNX, "pqc.mask", "test") if f"{name}." in text}}
+    domains = {"": opset, **{name: 1 for name in (graph.QONNX, "pqc.mask", "pqc.quant", "test") if f"{name}." in text}}
     imports = ", ".join(f'"{name}" : {version}' for name, version in domains.items())
     proto = onnx.parser.parse_model(f"<ir_version: 10, opset_import: [{imports}]>\ng {text}")
     for node in proto.graph.node:

@@ -55,8 +55,11 @@ def FixedQuant(
     """Round x to the grid 2^-f and keep it in the range of i integer bits; i and f broadcast to x.
 
     i and f are rounded themselves, and i counts no less than -f. SAT keeps to [-k 2^i, 2^i - 2^-f], SAT_SYM leaves out
-    the lowest value, WRAP drops high bits, WRAP_SM folds back. Where i + f is not above zero there are no bits, and the
-    result is zero: a sign alone would be -2^-f or 0, which QONNX has no word for.
+    the lowest value, WRAP drops high bits, WRAP_SM turns back at both ends as AP_WRAP_SM does, and needs a sign. What
+    wraps loses a whole number of periods, the nearest, which float32 computes without error. An infinity saturates, and
+    is no number once it wraps, as is a finite x whose x 2^f is beyond float32.
+    Where i + f is not above zero there are no bits, and the result is zero: a sign alone would be -2^-f or 0, which
+    QONNX has no word for.
     """
     k = op.CastLike(op.Constant(value_int=signed), x)
     fraction = op.Round(f)
@@ -74,21 +77,16 @@ def FixedQuant(
             q = Rounded(x / step, rounding=rounding)
             levels = bound / step
             if mode == "WRAP":
-                moved = q + k * levels
                 period = levels * (1.0 + k)
-                wrapped = moved - period * op.Floor(moved / period) - k * levels
+                turned = q - period * op.Round(q / period)
+                high = op.Where(turned >= levels, turned - period, turned)
+                wrapped = op.Where(turned < -k * levels, turned + period, high)
             else:
                 if mode == "WRAP_SM":
-                    period = levels * (1.0 + k)
-                    moved = q - levels
-                    folded = moved - period * op.Floor(moved / period) - k * levels
-                    half = (x / step + 0.5) / (period / 2.0)
-                    odd = half - 2.0 * op.Floor(half / 2.0)
-                    once = op.Where(odd >= 1.0, -folded - 1.0, folded)
-                    turns = x / step / period
-                    parity = turns - 2.0 * op.Floor(turns / 2.0)
-                    again = op.And(parity >= 1.0, op.Abs(x / step) > 0.5)
-                    wrapped = op.Where(again, -once - 1.0, once)
+                    period = 4.0 * levels
+                    turned = q - period * op.Round(q / period)
+                    high = op.Where(turned >= levels, 2.0 * levels - turned - 1.0, turned)
+                    wrapped = op.Where(turned < -levels, -2.0 * levels - turned - 1.0, high)
                 else:
                     wrapped = op.Identity(q)
             y = wrapped * step
@@ -115,7 +113,10 @@ def FixedQuantGrad(
     """Rounding passes dy straight through; x beyond a bound gives its gradient to the bits that set the bound.
 
     Inside, bounds included: dx = dy, df = ln 2 (x - y) dy, di = 0. Above: dx = 0, df = ln 2 2^-f dy, di = ln 2 2^i dy.
-    Below: di = -k ln 2 2^i dy, and where the range is symmetric df = -k ln 2 2^-f dy. Without saturation all is inside.
+    Below: di = -k ln 2 2^i dy, and where the range is symmetric df = -k ln 2 2^-f dy. Without saturation all is inside,
+    but WRAP_SM follows its triangle wave. With D = 2^(i+1) and q the rounded x, y = q - 2 n D on the way up, where
+    di = -2 n ln 2 D dy; and y = (2 n + s) D - 2^-f - q on the way down, where s is 1 at the upper end and -1 at the
+    lower, and dx = -dy, df = ln 2 (2^-f - (x - q)) dy, di = (2 n + s) ln 2 D dy.
     """
     k = op.CastLike(op.Constant(value_int=signed), x)
     ln2 = op.Constant(value_float=0.6931471805599453)
@@ -137,9 +138,20 @@ def FixedQuantGrad(
         df = Shared(dy * ln2 * (residue + step * (above - symmetric * below)), f)
         di = Shared(dy * ln2 * bound * (above - k * below), i)
     else:
-        dx = op.Identity(dy)
-        df = Shared(dy * ln2 * (x - Rounded(x / step, rounding=rounding) * step), f)
-        di = 0.0 * i
+        q = Rounded(x / step, rounding=rounding) * step
+        if mode == "WRAP_SM":
+            n = op.Round(q / (4.0 * bound))
+            place = q / bound - 4.0 * n
+            end = op.CastLike(place >= 1.0, x) - op.CastLike(place < -1.0, x)
+            back = op.Abs(end)
+            way = 1.0 - 2.0 * back
+            dx = dy * way
+            df = Shared(dy * ln2 * (way * (x - q) + back * step), f)
+            di = Shared(dy * ln2 * 2.0 * bound * (end - 2.0 * n * way), i)
+        else:
+            dx = op.Identity(dy)
+            df = Shared(dy * ln2 * (x - q), f)
+            di = 0.0 * i
     return dx, di, df
 
 
@@ -155,9 +167,9 @@ def NeededBits(x: FLOAT, i: FLOAT, f: FLOAT, decay: float = 0.01, signed: int = 
     q = op.Round(x / step) * step
     mode = op.Constant(value_string=overflow)
     lowest = op.CastLike(mode == "SAT_SYM", x) * step - q
-    reach = op.Max(q + step, k * lowest)
+    reach = op.Max(q + step, k * lowest, step)
     axes = op.Squeeze(op.NonZero(op.Equal(op.Shape(i), 1)), op.Constant(value_ints=[0]))
-    largest = op.Max(op.ReduceMax(reach, axes, keepdims=1, noop_with_empty_axes=1), step)
+    largest = op.ReduceMax(reach, axes, keepdims=1, noop_with_empty_axes=1)
     near = op.Round(op.Log(largest) * 1.4426950408889634)
     needed = near + op.CastLike(largest > op.Pow(2.0, near), x)
     return op.Clip(op.Max(i - op.Constant(value_float=decay), needed), -23.0, 23.0)
