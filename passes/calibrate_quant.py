@@ -26,8 +26,8 @@ class CalibrateQuant(Pass):
     `percentile` (of magnitudes, `percent`) or `entropy`. FixedQuant likewise; what wraps holds all it meets.
     Learned bits: f stays, and i holds all numbers; of a parameter it only grows, so that there is room to train.
     `data` is an .npz of arrays by input name; without it inputs are random. `only` names the quantizers that are meant.
-    Leaves quantizers that are not fixed point (other scales, zero points, bipolar), the sign bit of parameters, and
-    lanes that are all zero.
+    Leaves quantizers that are not fixed point (other scales, zero points, bipolar), groups, the sign bit of
+    parameters, and lanes that are all zero.
     """
 
     title: ClassVar[str] = "calibrate-quant"
@@ -73,7 +73,7 @@ class CalibrateQuant(Pass):
 
 def _kind(node: ir.Node) -> Kind | None:
     """What stays of a quantizer of fixed point types, or None if it is of another kind."""
-    grid = layers.grid(node)
+    grid = layers.grid(node) if quantizer_sites.GROUPED not in node.metadata_props else None
     if grid is None or np.any(grid.zero_point) or np.any(np.frexp(grid.scale)[0] != 0.5):
         return None
     shape = np.broadcast_shapes(grid.scale.shape, grid.bits.shape)
