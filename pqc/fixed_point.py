@@ -88,26 +88,6 @@ def rounded(v: np.ndarray, mode: str) -> np.ndarray:
     return q
 
 
-def quantize(x: np.ndarray, kind: FixedPoint) -> np.ndarray:
-    """Saturate `x` to the range of `kind` and round half to even, as Quant does with ROUND."""
-    high = np.ldexp(1.0, kind.i + kind.f) - 1
-    low = -kind.k * np.ldexp(1.0, kind.i + kind.f)
-    return np.ldexp(np.round(np.clip(np.ldexp(x.astype(np.float64), kind.f), low, high)), -kind.f)
-
-
-def fit(x: np.ndarray, width: int, *, signed: bool = False, candidates: int = 6) -> FixedPoint:
-    """The fixed point type of `width` magnitude bits with the least squared error on the sample `x`.
-
-    The sign bit comes on top where `x` has a negative value, or where `signed` asks for it. Integer bits are tried
-    from what the largest magnitude needs downward: losing a tail may be cheaper than losing resolution.
-    """
-    k = int(signed or x.min(initial=0.0) < 0)
-    peak = float(np.abs(x).max(initial=0.0))
-    top = int(np.ceil(np.log2(peak))) if peak > 0 else 0
-    types = [FixedPoint(k, i, width - i) for i in range(top + 1, top - candidates, -1)]
-    return min(types, key=lambda kind: float(np.square(quantize(x, kind) - x).mean()))
-
-
 def holding_bits(low: np.ndarray, high: np.ndarray, f: np.ndarray, *, signed: bool) -> np.ndarray:
     """The fewest integer bits whose type [-k 2^i, 2^i - 2^-f] holds the numbers from low to high on the grid 2^-f."""
     step = np.ldexp(1.0, -f.astype(int))
