@@ -31,6 +31,7 @@ from pqc.passes.lower_pool import LowerPool
 from pqc.passes.lower_quant import LowerQuant
 from pqc.passes.lower_reshape import LowerReshape
 from pqc.passes.lower_scales import LowerScales
+from pqc.passes.merge_quant import MergeQuant
 from pqc.passes.normalize import Normalize
 from pqc.passes.raise_bits import RaiseBits
 from pqc.passes.relax_overflow import RelaxOverflow
@@ -50,6 +51,7 @@ TABLE: dict[str, type[Pass]] = {
         Legalize,
         InsertQuant,
         CalibrateQuant,
+        MergeQuant,
         InsertMasks,
         BypassMasks,
         BypassQuant,

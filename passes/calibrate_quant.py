@@ -25,9 +25,9 @@ class CalibrateQuant(Pass):
     `method`, for each channel or element that has bits of its own: `mse` (the least squared error), `min-max`,
     `percentile` (of magnitudes, `percent`) or `entropy`. FixedQuant likewise; what wraps holds all it meets.
     Learned bits: f stays, and i holds all numbers; of a parameter it only grows, so that there is room to train.
-    `data` is an .npz of arrays by input name; without it inputs are random.
-    Leaves quantizers that are not fixed point (other scales, zero points, bipolar), the sign bit of parameters, and
-    lanes that are all zero.
+    `data` is an .npz of arrays by input name; without it inputs are random. `only` names the quantizers that are meant.
+    Leaves quantizers that are not fixed point (other scales, zero points, bipolar), groups, the sign bit of
+    parameters, and lanes that are all zero.
     """
 
     title: ClassVar[str] = "calibrate-quant"
@@ -37,6 +37,7 @@ class CalibrateQuant(Pass):
     samples: int = 4096
     method: str = "mse"
     percent: float = 99.99
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in calibration.METHODS:
@@ -47,6 +48,7 @@ class CalibrateQuant(Pass):
     def rewrite(self, model: ir.Model) -> int:
         learned = {site.node: site for site in quantizer_sites.sites(model.graph) if site.learns}
         quants = [node for node in model.graph if layers.is_quant(node) and (node in learned or _kind(node))]
+        quants = [node for node in quants if not self.only or node.name in self.only]
         numbers = _activations(model, quants, self._feeds(model))
         changed = 0
         for node in quants:
@@ -71,7 +73,7 @@ class CalibrateQuant(Pass):
 
 def _kind(node: ir.Node) -> Kind | None:
     """What stays of a quantizer of fixed point types, or None if it is of another kind."""
-    grid = layers.grid(node)
+    grid = layers.grid(node) if quantizer_sites.GROUPED not in node.metadata_props else None
     if grid is None or np.any(grid.zero_point) or np.any(np.frexp(grid.scale)[0] != 0.5):
         return None
     shape = np.broadcast_shapes(grid.scale.shape, grid.bits.shape)

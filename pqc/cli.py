@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.text import Text
 
-from pqc import __version__, cli_export, cli_schedule, interrupts, tables
+from pqc import __version__, cli_check, cli_export, cli_schedule, interrupts, tables
 from pqc.cli_options import PATH, Group, Verb, settings_option
 from pqc.errors import Interrupted, PqcError, UsageError
 
@@ -304,6 +304,7 @@ def list_(kind: str, as_json: bool) -> None:
 
 
 cli.add_command(cli_schedule.schedule)
+cli.add_command(cli_check.check_quant)
 cli.add_command(cli_export.export)
 
 

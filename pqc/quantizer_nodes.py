@@ -12,7 +12,7 @@ from pqc.calibration import Calibration, Kind
 from pqc.errors import PassError, UnsupportedError
 from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS, ROUNDINGS
 from pqc.quantizer import PER_CHANNEL, PER_GROUP, PER_TENSOR, Quantizer
-from pqc.quantizer_sites import LEARNS, BitsSite
+from pqc.quantizer_sites import GROUPED, LEARNS, BitsSite
 
 
 class QuantizerWriter:
@@ -43,6 +43,8 @@ class QuantizerWriter:
         kind = kind if kind.rounding is not None else kind.changed({"rounding": self.rounding})
         name = self.names.new(f"{value.name}.quant")
         node = self._quant(value, kind, layer, name) if kind.said_by_qonnx else self._fixed(value, kind, layer, name)
+        if kind.granularity == PER_GROUP:
+            node.metadata_props[GROUPED] = str(kind.size)
         readers = [use for use in value.uses() if use[0] is not node]
         for reader, index in readers:
             reader.replace_input_with(index, node.outputs[0])

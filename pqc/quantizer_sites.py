@@ -12,6 +12,8 @@ from pqc import graph, layers
 
 LEARNS = "pqc.learns"
 """The key of a quantizer's metadata that tells what it learns: `bits` or `fractional_bits`."""
+GROUPED = "pqc.group"
+"""The key of metadata that tells how many inputs share bits, which were fitted when the quantizer was made."""
 INTEGER, FRACTION = "integer_bits", "fractional_bits"
 """The roles of bits among the parameters, and the ends of their names."""
 LIMIT = 23.0

@@ -50,6 +50,20 @@ def say_notes(notes: list[Any]) -> None:
         ERRORS.print(Text(f"note: {note}"))
 
 
+def say_missing(findings: list[Any]) -> None:
+    """Where a model computes on numbers that are on no grid, on standard error."""
+    if not findings:
+        ERRORS.print(Text("every operation computes on a grid"))
+        return
+    table = Table()
+    for title in ("node", "input", "missing", "what to do"):
+        table.add_column(title, overflow="fold")
+    for one in findings:
+        row = (f"{one.node} {one.operator}".strip(), one.input, one.missing, one.action or "-")
+        table.add_row(*(Text(part) for part in row))
+    ERRORS.print(table)
+
+
 def say_epochs(stretches: list[Any]) -> None:
     """What happens in which epochs of a schedule, on standard error."""
     table = Table(show_lines=True)

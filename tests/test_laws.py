@@ -149,6 +149,7 @@ PLACES = {
     "legalize": ["normalize,fold-batchnorm"],
     "insert-quant": [FLOAT],
     "calibrate-quant": [QUANTIZED],
+    "merge-quant": [QUANTIZED, LEARNED, f"{QUANTIZED},insert-quant{{outputs=1,5,9}}", FOLDED],
     "insert-masks": [FLOAT, QUANTIZED],
     "bypass-masks": [MASKED, MASKED_LAST],
     "bypass-quant": [QUANTIZED, LEARNED, MASKED_LAST],

@@ -359,7 +359,10 @@ def test_a_name_of_no_layer_is_skipped_with_a_note(tmp_path: Path, caplog: pytes
             {"inputs": {"bits": [0, 0, 7], "overflow": "WRAP"}, "weights": {"bits": [1, 0, 7], "overflow": "SAT_SYM"}},
         ),
         ({"overflow_mode_parameters": "WRAP"}, {"biases": {"bits": [1, 0, 7], "overflow": "WRAP"}}),
-        ({"overflow_mode_data": "WRAP_SM"}, {"inputs": {"bits": [0, 0, 7], "overflow": "WRAP_SM"}}),
+        (
+            {"overflow_mode_data": "WRAP_SM", "default_data_keep_negatives": 1},
+            {"inputs": {"bits": [1, 0, 7], "overflow": "WRAP_SM"}},
+        ),
         ({"use_symmetric_quantization": True}, {"weights": {"bits": [1, 0, 7], "overflow": "SAT_SYM"}}),
         (
             {"granularity": "per_channel"},

@@ -309,9 +309,9 @@ def test_a_schedule_of_our_own_is_converted_to_itself(tmp_path: Path, program: R
 
 
 def test_a_config_that_is_refused_leaves_no_file(config: Path, tmp_path: Path, program: Run) -> None:
-    settings = ["--set", "quantization_parameters.granularity=per_weight"]
+    settings = ["--set", "quantization_parameters.granularity=per_row"]
     result = program("schedule", "convert", config, "-o", tmp_path / "mine.yaml", *settings)
-    assert_fails(result, "'quantization_parameters.granularity': pqc has one type per tensor, not per_weight")
+    assert_fails(result, "'quantization_parameters.granularity': no granularity 'per_row'")
     assert not (tmp_path / "mine.yaml").exists()
 
 
