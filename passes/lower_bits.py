@@ -13,6 +13,10 @@ from pqc.rewriting import Pass, explain
 
 HALVES = {"RND": ("FLOOR", 1), "RND_MIN_INF": ("CEIL", -1)}
 """Roundings that QONNX has no name for: another one, after half of the last bit was added so many times."""
+FINER = {"RND": "FLOOR", "RND_MIN_INF": "CEIL", "RND_INF": "DOWN"}
+"""How to round to half of the last bit first, where half a bit is added and the sum might round."""
+ON_GRID = frozenset({*layers.OUTPUT_AXIS, "Add", "Sub", "Mul"})
+"""What computes numbers on a grid from numbers on a grid, to which half of a bit is added without an error."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,9 @@ class LowerBits(Pass):
     """Say in QONNX what FixedQuant computes, where QONNX can.
 
     FixedQuant(W) → Quant(W') with W' on its grid already, whatever rounding and overflow put it there. FixedQuant(x) →
-    Quant(x) with a scale and a width for each tensor, channel or element; RND → FLOOR after half of the last bit. An
-    element without bits is multiplied by zero.
+    Quant(x) with a scale and a width for each tensor, channel or element; RND → FLOOR after half of the last bit. What
+    comes from no layer is first rounded to halves of the last bit, where adding a half might round. An element without
+    bits is multiplied by zero.
     Leaves activations that wrap, bits that are learned (freeze-bits) and weights that masks multiply (fold-masks).
     """
 
@@ -73,6 +78,8 @@ class _Writer:
 
     def _activation(self, site: BitsSite, grid: layers.Grid) -> None:
         value, rounding = site.x, grid.rounding
+        if rounding in FINER and not _on_grid(value):
+            value = self._finer(site.node, value, grid, FINER[rounding])
         if rounding in HALVES:
             rounding, sign = HALVES[rounding]
             value = self._elementwise("Add", value, sign * grid.scale / 2, f"{site.node.name}.half", before=site.node)
@@ -85,7 +92,7 @@ class _Writer:
             name = output.name
             output.name = self.names.new(f"{name}.all")
             readers = list(output.uses())
-            gate = self._elementwise("Mul", output, alive.astype(np.float32), f"{site.node.name}.alive", after=quant)
+            gate = self._elementwise("Mul", output, alive.astype(np.float32), f"{quant.name}.alive", after=quant)
             for reader, index in readers:
                 reader.replace_input_with(index, gate)
             gate.name = name
@@ -94,12 +101,7 @@ class _Writer:
 
     def _quant(self, old: ir.Node, value: ir.Value, grid: layers.Grid, rounding: str) -> ir.Node:
         """A Quant in the place of `old`; what has no bits gets the least that QONNX can say."""
-        bits = np.maximum(grid.bits, 1 + grid.signed)
-        parts = {"scale": grid.scale, "zeropt": np.float32(0), "bitwidth": bits}
-        constants = [
-            graph.add_initializer(self.main, self.names.new(f"{old.name}.{part}"), _shortened(np.asarray(array)))
-            for part, array in parts.items()
-        ]
+        constants = self._parts(old, grid.scale, np.maximum(grid.bits, 1 + grid.signed))
         output = old.outputs[0]
         attributes = {"signed": int(grid.signed), "narrow": int(grid.narrow), "rounding_mode": rounding}
         new = ir.val(self.names.new(f"{output.name}.lowered"), output.dtype, output.shape)
@@ -111,6 +113,23 @@ class _Writer:
         new.name = name
         self.main.remove(old, safe=True)
         return quant
+
+    def _finer(self, old: ir.Node, value: ir.Value, grid: layers.Grid, rounding: str) -> ir.Value:
+        """`value` on the grid of half bits, before `old`: floor(v + 1/2) = floor((floor(2 v) + 1) / 2)."""
+        constants = self._parts(old, grid.scale / 2, np.maximum(grid.bits, 1 + grid.signed) + 1)
+        attributes = {"signed": int(grid.signed), "narrow": 0, "rounding_mode": rounding}
+        output = ir.val(self.names.new(f"{old.name}.finer.out"), value.dtype, value.shape)
+        name = self.names.new(f"{old.name}.finer")
+        quant = ir.node("Quant", [value, *constants], attributes, domain=graph.QONNX, name=name, outputs=[output])
+        self.main.insert_before(old, quant)
+        return output
+
+    def _parts(self, old: ir.Node, scale: np.ndarray, bits: np.ndarray) -> list[ir.Value]:
+        parts = {"scale": scale, "zeropt": np.zeros(()), "bitwidth": bits}
+        return [
+            graph.add_initializer(self.main, self.names.new(f"{old.name}.{part}"), _shortened(np.asarray(array)))
+            for part, array in parts.items()
+        ]
 
     def _elementwise(
         self,
@@ -130,6 +149,14 @@ class _Writer:
         elif after is not None:
             self.main.insert_after(after, node)
         return output
+
+
+def _on_grid(value: ir.Value) -> bool:
+    """Whether a layer or a sum computes `value`, perhaps before a Relu or what only moves it."""
+    node = value.producer()
+    while node is not None and not node.domain and (node.op_type == "Relu" or node.op_type in layers.MOVES):
+        node = graph.operand(node, 0).producer()
+    return node is not None and not node.domain and node.op_type in ON_GRID
 
 
 def _shortened(array: np.ndarray) -> np.ndarray:
