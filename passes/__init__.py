@@ -10,10 +10,12 @@ from pqc.passes.bypass_masks import BypassMasks
 from pqc.passes.bypass_quant import BypassQuant
 from pqc.passes.calibrate_quant import CalibrateQuant
 from pqc.passes.differentiate import Differentiate
+from pqc.passes.drop_wraps import DropWraps
 from pqc.passes.expose_parameters import ExposeParameters
 from pqc.passes.fix_batch import FixBatch
 from pqc.passes.fold_batchnorm import FoldBatchNorm
 from pqc.passes.fold_constants import FoldConstants
+from pqc.passes.fold_gates import FoldGates
 from pqc.passes.fold_masks import FoldMasks
 from pqc.passes.fold_quant import FoldQuant
 from pqc.passes.freeze_bits import FreezeBits
@@ -30,6 +32,7 @@ from pqc.passes.lower_quant import LowerQuant
 from pqc.passes.lower_reshape import LowerReshape
 from pqc.passes.lower_scales import LowerScales
 from pqc.passes.normalize import Normalize
+from pqc.passes.raise_bits import RaiseBits
 from pqc.passes.relax_overflow import RelaxOverflow
 from pqc.passes.shrink import Shrink
 from pqc.passes.strip_softmax import StripSoftmax
@@ -66,12 +69,15 @@ TABLE: dict[str, type[Pass]] = {
         FoldMasks,
         LowerBits,
         FoldQuant,
+        DropWraps,
         Shrink,
         StripTraining,
         StripSoftmax,
         LowerConv,
         LowerPool,
         LowerReshape,
+        FoldGates,
+        RaiseBits,
         LowerScales,
     )
 }

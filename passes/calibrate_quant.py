@@ -7,23 +7,27 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from pqc import data, engine, graph, layers, quantizer_sites
-from pqc.fixed_point import FixedPoint, fit, holding_bits
+from pqc import calibration, data, engine, graph, layers, quantizer_sites
+from pqc.calibration import Calibration, Kind
+from pqc.fixed_point import holding_bits
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
 from pqc.samples import sample
 
 MAX_WIDTH = 32
+MAX_FRACTION = 64
 
 
 @dataclass(frozen=True)
 class CalibrateQuant(Pass):
     """Choose sign and integer bits of quantizers from the numbers they meet.
 
-    Quant with (k, i, f) → Quant with the same number of magnitude bits, k = 1 where negative numbers occur, and
-    i with the least squared error. FixedQuant of an activation that learns its bits → the same f, k likewise, and i for
-    each element so that it holds its numbers. `data` is an .npz of arrays by input name; without it inputs are random.
-    Leaves quantizers that are not plain fixed point (other scales, zero points, per-channel, bipolar), the sign bit of
-    parameters, learned bits of parameters, and parameters that are all zero.
+    Quant with (k, i, f) → Quant with the same number of magnitude bits, k = 1 where negative numbers occur, and i by
+    `method`, for each channel or element that has bits of its own: `mse` (the least squared error), `min-max`,
+    `percentile` (of magnitudes, `percent`) or `entropy`. FixedQuant likewise; what wraps holds all it meets.
+    Learned bits: f stays, and i holds all numbers; of a parameter it only grows, so that there is room to train.
+    `data` is an .npz of arrays by input name; without it inputs are random.
+    Leaves quantizers that are not fixed point (other scales, zero points, bipolar), the sign bit of parameters, and
+    lanes that are all zero.
     """
 
     title: ClassVar[str] = "calibrate-quant"
@@ -31,21 +35,27 @@ class CalibrateQuant(Pass):
 
     data: str = ""
     samples: int = 4096
+    method: str = "mse"
+    percent: float = 99.99
+
+    def __post_init__(self) -> None:
+        if self.method not in calibration.METHODS:
+            raise ValueError(f"no method '{self.method}'; there are {', '.join(calibration.METHODS)}")
+        if not 0 < self.percent <= 100:
+            raise ValueError(f"a percentile is above 0 and at most 100, not {self.percent:g}")
 
     def rewrite(self, model: ir.Model) -> int:
-        quants = [node for node in model.graph if layers.is_quant(node) and _kind(node) is not None]
-        learned = [site for site in quantizer_sites.sites(model.graph) if site.learns and not site.of_parameter]
-        activations = [node for node in quants if graph.constant(node.inputs[0]) is None]
-        numbers = _activations(model, [*quants, *(site.node for site in learned)], self._feeds(model))
-        changed = sum(_hold(site, numbers[str(site.x.name)]) for site in learned)
+        learned = {site.node: site for site in quantizer_sites.sites(model.graph) if site.learns}
+        quants = [node for node in model.graph if layers.is_quant(node) and (node in learned or _kind(node))]
+        numbers = _activations(model, quants, self._feeds(model))
+        changed = 0
         for node in quants:
-            value, kind = graph.operand(node, 0), _kind(node)
-            assert kind is not None
-            parameter = node not in activations
-            array = np.asarray(graph.constant(value) if parameter else numbers[str(value.name)])
-            # A parameter may change its sign while it is trained; what it starts from does not tell.
-            if array.any() and kind.i + kind.f < MAX_WIDTH:
-                changed += _set(node, fit(array, kind.i + kind.f, signed=parameter and bool(kind.k)))
+            constant = graph.constant(node.inputs[0])
+            array = numbers[str(graph.operand(node, 0).name)] if constant is None else constant
+            if node in learned:
+                changed += _hold(learned[node], array)
+            else:
+                changed += _set(model.graph, node, array, Calibration(self.method, self.percent))
         return changed
 
     def remembered(self) -> Pass:
@@ -59,17 +69,19 @@ class CalibrateQuant(Pass):
         return feeds
 
 
-def _kind(node: ir.Node) -> FixedPoint | None:
-    """The fixed point type of a quantizer, or None if it is of another kind."""
+def _kind(node: ir.Node) -> Kind | None:
+    """What stays of a quantizer of fixed point types, or None if it is of another kind."""
     grid = layers.grid(node)
-    if grid is None or grid.scale.size != 1 or grid.bits.size != 1 or np.any(grid.zero_point) or grid.narrow:
+    if grid is None or np.any(grid.zero_point) or np.any(np.frexp(grid.scale)[0] != 0.5):
         return None
-    mantissa, exponent = np.frexp(grid.scale.reshape(()))
-    k, bits = int(grid.signed), float(grid.bits.reshape(()))
-    if mantissa != 0.5 or bits != int(bits) or not k + 1 <= bits <= MAX_WIDTH:
+    shape = np.broadcast_shapes(grid.scale.shape, grid.bits.shape)
+    magnitude = np.broadcast_to(grid.bits - grid.signed, shape).reshape(-1)
+    if np.any(magnitude != np.rint(magnitude)) or magnitude.max() + grid.signed > MAX_WIDTH:
         return None
-    f = 1 - int(exponent)
-    return FixedPoint(k, int(bits) - k - f, f)
+    if layers.is_qonnx_quant(node) and (magnitude.min() < 1 or (grid.narrow and not grid.signed)):
+        return None
+    overflow = "SAT_SYM" if grid.narrow else grid.overflow
+    return Kind(magnitude, grid.signed, grid.rounding, overflow)
 
 
 def _activations(model: ir.Model, quants: list[ir.Node], feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -91,23 +103,56 @@ def _hold(site: quantizer_sites.BitsSite, numbers: np.ndarray) -> bool:
     """Let a quantizer start with the sign and the integer bits that the numbers [rows, ...] need."""
     shared = tuple(axis for axis, length in enumerate(graph.dims(site.i)) if length == 1)
     low, high = (reduce(numbers, axis=shared, keepdims=True) for reduce in (np.min, np.max))
-    signed = int(low.min() < 0)
-    f = np.rint(np.asarray(graph.constant(site.f)))
-    bits = holding_bits(low, high, f, signed=bool(signed)).astype(np.float32)
-    old = np.asarray(graph.constant(site.i))
-    if np.array_equal(bits, old) and site.node.attributes.get_int("signed", 1) == signed:
+    old, was_signed = np.asarray(graph.constant(site.i)), site.node.attributes.get_int("signed", 1)
+    # A parameter may change its sign while it is trained; what it starts from does not tell.
+    signed = int(low.min() < 0 or (site.of_parameter and was_signed))
+    bits = holding_bits(low, high, np.rint(np.asarray(graph.constant(site.f))), signed=bool(signed)).astype(np.float32)
+    bits = np.maximum(bits, old) if site.of_parameter else bits
+    if np.array_equal(bits, old) and was_signed == signed:
         return False
     graph.set_initializer(site.i, bits)
     site.node.attributes["signed"] = ir.AttrInt64("signed", signed)
-    explain(site.node, f"now {'signed' if signed else 'unsigned'}, {bits.min():g} to {bits.max():g} integer bits")
+    explain(site.node, f"now {_words(signed, bits)}")
     return True
 
 
-def _set(node: ir.Node, kind: FixedPoint) -> bool:
-    if kind == _kind(node):
+def _set(main: ir.Graph, node: ir.Node, array: np.ndarray, how: Calibration) -> bool:
+    """Give a quantizer the bits that the numbers [rows, ...] ask for, each lane those of its own."""
+    kind, grid = _kind(node), layers.grid(node)
+    assert kind is not None and grid is not None
+    parameter = layers.source(node.inputs[0]) is not None
+    signed = bool(array.min(initial=0) < 0 or (parameter and kind.signed))
+    if not array.any() or kind.magnitude.max() + signed > MAX_WIDTH:
         return False
-    graph.set_initializer(graph.operand(node, 1), np.asarray(kind.scale))
-    graph.set_initializer(graph.operand(node, 3), np.asarray(kind.bits, np.float32))
-    node.attributes["signed"] = ir.AttrInt64("signed", kind.k)
-    explain(node, f"now ({kind})")
+    shape = np.broadcast_shapes(grid.scale.shape, grid.bits.shape)
+    kind = replace(kind, signed=signed)
+    found = calibration.integer_bits(calibration.by_lane(array, shape), kind, how).reshape(shape)
+    magnitude = kind.magnitude.reshape(shape)
+    old = magnitude - np.broadcast_to(1 - np.frexp(grid.scale)[1], shape)
+    bits = np.where(np.isnan(found) | (magnitude < 1), old, np.maximum(found, magnitude - MAX_FRACTION))
+    if np.array_equal(bits, old) and signed == grid.signed:
+        return False
+    f = magnitude - bits
+    if layers.is_qonnx_quant(node):
+        parts = {1: np.ldexp(1.0, -f.astype(int)), 3: magnitude + signed}
+    else:
+        parts = {1: bits, 2: f}
+    for place, part in parts.items():
+        _replace(main, node, place, np.asarray(part, np.float32))
+    node.attributes["signed"] = ir.AttrInt64("signed", int(signed))
+    explain(node, f"now {_words(signed, bits)}")
     return True
+
+
+def _replace(main: ir.Graph, node: ir.Node, place: int, array: np.ndarray) -> None:
+    """Change what a quantizer alone reads, or give it a value of its own."""
+    value = graph.operand(node, place)
+    if value.is_initializer() and len(value.uses()) == 1:
+        graph.set_initializer(value, array)
+    else:
+        names = graph.Names(main)
+        node.replace_input_with(place, graph.add_initializer(main, names.new(f"{value.name}.own"), array))
+
+
+def _words(signed: int, bits: np.ndarray) -> str:
+    return f"{'signed' if signed else 'unsigned'}, {bits.min():g} to {bits.max():g} integer bits"

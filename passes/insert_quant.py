@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from pqc import graph, layers, library
-from pqc.errors import PassError, UnsupportedError
+from pqc import layer_quantizers, layers, library
+from pqc.errors import UnsupportedError
 from pqc.fixed_point import FixedPoint
 from pqc.functions.fixed_quant import ROUNDINGS
 from pqc.functions.quant import ROUNDING_MODES
-from pqc.quantizer import Quantizer, read_overrides
+from pqc.quantizer import Quantizer
 from pqc.quantizer_nodes import QuantizerWriter
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
 
@@ -63,11 +63,12 @@ class InsertQuant(Pass):
 
     def _wanted(self, main: ir.Graph) -> Iterator[Wanted]:
         found = layers.layers(main)
-        overrides = _read(self.layers)
+        overrides = layer_quantizers.read(self.layers)
         layers.check_patterns(found, (*self.exclude, *overrides))
         _refuse_branches(main)
         excluded = {layer.node for layer in found if layer.excluded(self.exclude)}
-        own = {layer.node: _own(layer, overrides) for layer in found}
+        own = {layer.node: layer_quantizers.own(layer, overrides) for layer in found}
+        shared = layer_quantizers.entering(found, excluded, own, self.inputs)
         outputs = {layer.output: own[layer.node]["output"] for layer in found if "output" in own[layer.node]}
         seen: set[ir.Value] = set()
         for layer in found:
@@ -79,30 +80,15 @@ class InsertQuant(Pass):
             if layer.bias is not None:
                 yield from _unquantized(layer.bias, kinds["bias"], seen, layer)
         for value, kind in outputs.items():
+            if kind is not None and shared.get(value, kind) != kind:
+                raise layer_quantizers.two(value, "one layer gives it out and another reads it", kind, shared[value])
             yield from _unquantized(value, kind, seen)
         for node in main:
-            kind = own.get(node, {}).get("input", self.inputs)
             if node not in excluded:
-                for value in _activations(node):
-                    yield from _unquantized(_origin(value), kind, seen)
+                for value in map(layer_quantizers.origin, _activations(node)):
+                    yield from _unquantized(value, shared.get(value, self.inputs), seen)
         for value in main.outputs:
             yield from _unquantized(_before_head(value), self.outputs, seen)
-
-
-def _read(text: str) -> dict[str, dict[str, Quantizer | None]]:
-    try:
-        return read_overrides(text)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        hint = 'write JSON: {"pattern": {"weight": "1,0,3/per_channel"}}'
-        raise PassError(f"layers: {error}", hint=hint) from error
-
-
-def _own(layer: layers.Layer, overrides: Mapping[str, dict[str, Quantizer | None]]) -> dict[str, Quantizer | None]:
-    """What a layer rounds in its own way; of several patterns the last says what holds."""
-    found: dict[str, Quantizer | None] = {}
-    for pattern, kinds in overrides.items():
-        found |= kinds if layer.excluded((pattern,)) else {}
-    return found
 
 
 def _refuse_branches(main: ir.Graph) -> None:
@@ -149,17 +135,3 @@ def _activations(node: ir.Node) -> list[ir.Value]:
         values = [value for value in node.inputs if value is not None and layers.source(value) is None]
         return values if len(values) == 2 else []
     return []
-
-
-def _origin(value: ir.Value) -> ir.Value:
-    """Where the numbers of `value` were computed: before everything that only moves them."""
-    producer = value.producer()
-    while (
-        producer is not None
-        and not producer.domain
-        and producer.op_type in layers.MOVES
-        and producer.op_type != "Concat"
-    ):
-        value = graph.operand(producer, 0)
-        producer = value.producer()
-    return value

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,11 +12,11 @@ from pqc.quantizer_sites import BitsSite, sites
 from pqc.rewriting import Pass, explain
 
 HALVES = {"RND": ("FLOOR", 1), "RND_MIN_INF": ("CEIL", -1)}
-"""Roundings that QONNX has no name for: another one, after half of the last bit was added so many times."""
-FINER = {"RND": "FLOOR", "RND_MIN_INF": "CEIL", "RND_INF": "DOWN"}
-"""How to round to half of the last bit first, where half a bit is added and the sum might round."""
-ON_GRID = frozenset({*layers.OUTPUT_AXIS, "Add", "Sub", "Mul"})
-"""What computes numbers on a grid from numbers on a grid, to which half of a bit is added without an error."""
+"""Roundings that QONNX has no name for: another one, after half of the last bit was added so many times.
+
+That half is added to what was rounded the same way with one bit more: floor(x + 1/2) = floor((floor(2 x) + 1) / 2), and
+float32 rounds none of it, whatever x is.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,8 @@ class LowerBits(Pass):
     """Say in QONNX what FixedQuant computes, where QONNX can.
 
     FixedQuant(W) → Quant(W') with W' on its grid already, whatever rounding and overflow put it there. FixedQuant(x) →
-    Quant(x) with a scale and a width for each tensor, channel or element; RND → FLOOR after half of the last bit. What
-    comes from no layer is first rounded to halves of the last bit, where adding a half might round. An element without
-    bits is multiplied by zero.
+    Quant(x) with a scale and a width for each tensor, channel or element; RND → FLOOR to one bit more, half of the last
+    bit added, and FLOOR. An element without bits is multiplied by zero, and gets a type that another one has.
     Leaves activations that wrap, bits that are learned (freeze-bits) and weights that masks multiply (fold-masks).
     """
 
@@ -74,19 +73,21 @@ class _Writer:
             graph.set_initializer(weight, rounded)
         else:
             weight = graph.add_initializer(self.main, self.names.new(f"{weight.name}.rounded"), rounded)
-        self._quant(node, weight, grid, "ROUND")
+        least = np.maximum(grid.bits, 1 + grid.signed)  # so that bit operations count no more for what has no bits
+        self._quant(node, weight, replace(grid, scale=_alike(grid).scale, bits=least), "ROUND")
 
     def _activation(self, site: BitsSite, grid: layers.Grid) -> None:
+        grid, alive = _alike(grid), grid.bits > grid.signed
         value, rounding = site.x, grid.rounding
-        if rounding in FINER and not _on_grid(value):
-            value = self._finer(site.node, value, grid, FINER[rounding])
         if rounding in HALVES:
             rounding, sign = HALVES[rounding]
+            value = self._halves(site.node, value, grid, rounding)
             value = self._elementwise("Add", value, sign * grid.scale / 2, f"{site.node.name}.half", before=site.node)
         else:
+            if rounding == "RND_INF":  # QONNX adds a half to |x| too
+                value = self._halves(site.node, value, grid, "DOWN")
             rounding = QONNX_ROUNDING[rounding]
         quant = self._quant(site.node, value, grid, rounding)
-        alive = grid.bits > grid.signed
         if not alive.all():
             output = quant.outputs[0]
             name = output.name
@@ -99,9 +100,29 @@ class _Writer:
             if output.is_graph_output():
                 self.main.outputs[next(i for i, one in enumerate(self.main.outputs) if one is output)] = gate
 
+    def _halves(self, node: ir.Node, value: ir.Value, grid: layers.Grid, rounding: str) -> ir.Value:
+        """`value` on half the grid of `node`, and in its range."""
+        finer = replace(grid, scale=grid.scale / 2, bits=grid.bits + 1)
+        attributes = {"signed": int(grid.signed), "narrow": 0, "rounding_mode": rounding}
+        output = ir.val(self.names.new(f"{node.name}.halves.out"), value.dtype, value.shape)
+        inputs = [value, *self._parts(f"{node.name}.halves", finer)]
+        name = self.names.new(f"{node.name}.halves")
+        self.main.insert_before(
+            node, ir.node("Quant", inputs, attributes, domain=graph.QONNX, name=name, outputs=[output])
+        )
+        return output
+
+    def _parts(self, name: str, grid: layers.Grid) -> list[ir.Value]:
+        """The parameters of a Quant."""
+        parts = {"scale": grid.scale, "zeropt": np.float32(0), "bitwidth": grid.bits}
+        return [
+            graph.add_initializer(self.main, self.names.new(f"{name}.{part}"), _shortened(np.asarray(array)))
+            for part, array in parts.items()
+        ]
+
     def _quant(self, old: ir.Node, value: ir.Value, grid: layers.Grid, rounding: str) -> ir.Node:
-        """A Quant in the place of `old`; what has no bits gets the least that QONNX can say."""
-        constants = self._parts(old, grid.scale, np.maximum(grid.bits, 1 + grid.signed))
+        """A Quant in the place of `old`."""
+        constants = self._parts(str(old.name), grid)
         output = old.outputs[0]
         attributes = {"signed": int(grid.signed), "narrow": int(grid.narrow), "rounding_mode": rounding}
         new = ir.val(self.names.new(f"{output.name}.lowered"), output.dtype, output.shape)
@@ -113,23 +134,6 @@ class _Writer:
         new.name = name
         self.main.remove(old, safe=True)
         return quant
-
-    def _finer(self, old: ir.Node, value: ir.Value, grid: layers.Grid, rounding: str) -> ir.Value:
-        """`value` on the grid of half bits, before `old`: floor(v + 1/2) = floor((floor(2 v) + 1) / 2)."""
-        constants = self._parts(old, grid.scale / 2, np.maximum(grid.bits, 1 + grid.signed) + 1)
-        attributes = {"signed": int(grid.signed), "narrow": 0, "rounding_mode": rounding}
-        output = ir.val(self.names.new(f"{old.name}.finer.out"), value.dtype, value.shape)
-        name = self.names.new(f"{old.name}.finer")
-        quant = ir.node("Quant", [value, *constants], attributes, domain=graph.QONNX, name=name, outputs=[output])
-        self.main.insert_before(old, quant)
-        return output
-
-    def _parts(self, old: ir.Node, scale: np.ndarray, bits: np.ndarray) -> list[ir.Value]:
-        parts = {"scale": scale, "zeropt": np.zeros(()), "bitwidth": bits}
-        return [
-            graph.add_initializer(self.main, self.names.new(f"{old.name}.{part}"), _shortened(np.asarray(array)))
-            for part, array in parts.items()
-        ]
 
     def _elementwise(
         self,
@@ -151,12 +155,13 @@ class _Writer:
         return output
 
 
-def _on_grid(value: ir.Value) -> bool:
-    """Whether a layer or a sum computes `value`, perhaps before a Relu or what only moves it."""
-    node = value.producer()
-    while node is not None and not node.domain and (node.op_type == "Relu" or node.op_type in layers.MOVES):
-        node = graph.operand(node, 0).producer()
-    return node is not None and not node.domain and node.op_type in ON_GRID
+def _alike(grid: layers.Grid) -> layers.Grid:
+    """The grid with bits for elements that have none: those of the first that has, or the least that QONNX can say."""
+    bits, scale, alive = np.broadcast_arrays(grid.bits, grid.scale, grid.bits > grid.signed)
+    if alive.all():
+        return grid
+    first = (bits[alive][0], scale[alive][0]) if alive.any() else (np.float32(1 + grid.signed), np.float32(1))
+    return replace(grid, bits=np.where(alive, bits, first[0]), scale=np.where(alive, scale, first[1]))
 
 
 def _shortened(array: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ class LowerScales(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         names = graph.Names(model.graph)
-        changed = sum(_lower(model.graph, node, names) for node in model.graph if layers.is_quant(node))
+        changed = sum(_lower(model.graph, node, names) for node in model.graph if layers.is_qonnx_quant(node))
         if changed:
             graph.remove_unused(model.graph)
         return changed
@@ -57,7 +57,7 @@ def _holds(grid: layers.Grid, array: np.ndarray) -> bool:
 
 def _scalars(main: ir.Graph, node: ir.Node, grid: layers.Grid, names: graph.Names) -> int:
     if not all(part.size == 1 for part in (grid.scale, grid.zero_point, grid.bits)):
-        explain(node, "left alone: hls4ml has one type an activation")
+        explain(node, "left alone: an activation with many types")
         return 0
     _set(main, node, names, grid.scale.reshape(()), grid.bits.reshape(()), grid.zero_point.reshape(()))
     return 1

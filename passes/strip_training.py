@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from pqc import graph, library
 from pqc.errors import PassError
+from pqc.functions.fixed_quant import FIXED_QUANT
 from pqc.names import BUFFERS, HEAD, LAYOUT, OUTPUTS, TARGET, TEACHER, THETA, UPDATED, layout, unpacked
 from pqc.rewriting import Pass
 
@@ -17,8 +18,9 @@ class StripTraining(Pass):
     """Remove loss, teacher, gradients, optimizer, theta, function bodies.
 
     A graph with a loss or a whole training step → the network with its own inputs, outputs and initializers.
-    Leaves Quant nodes and learned masks; freeze-masks and fold-masks take those. It does not take back lower-quant and
-    batch-parameters, nor what differentiate left out of a model with several outputs.
+    Leaves Quant nodes and learned masks; freeze-masks and fold-masks take those. FixedQuant, which nobody else knows,
+    keeps its body. It does not take back lower-quant and batch-parameters, nor what differentiate left out of a model
+    with several outputs.
     """
 
     title: ClassVar[str] = "strip-training"
@@ -32,7 +34,7 @@ class StripTraining(Pass):
         spare += [value for value in main.inputs if value.name == TARGET and not value.uses()]
         for value in spare:
             main.inputs.remove(value)
-        changed += len(spare) + library.unlink(model)
+        changed += len(spare) + library.unlink(model, kept=(FIXED_QUANT.key,))
         for key in (OUTPUTS, HEAD, LAYOUT, UPDATED, TEACHER):
             changed += model.metadata_props.pop(key, None) is not None
         return changed

@@ -54,24 +54,38 @@ class FixedPoint:
         return f"{self.k},{self.i},{self.f}"
 
 
-def quantize(x: np.ndarray, kind: FixedPoint) -> np.ndarray:
-    """Saturate `x` to the range of `kind` and round half to even, as Quant does with ROUND."""
-    high = np.ldexp(1.0, kind.i + kind.f) - 1
-    low = -kind.k * np.ldexp(1.0, kind.i + kind.f)
-    return np.ldexp(np.round(np.clip(np.ldexp(x.astype(np.float64), kind.f), low, high)), -kind.f)
+def rounded(v: np.ndarray, mode: str) -> np.ndarray:
+    """The integers next to v under one of the roundings of ap_fixed or of QONNX.
 
-
-def fit(x: np.ndarray, width: int, *, signed: bool = False, candidates: int = 6) -> FixedPoint:
-    """The fixed point type of `width` magnitude bits with the least squared error on the sample `x`.
-
-    The sign bit comes on top where `x` has a negative value, or where `signed` asks for it. Integer bits are tried
-    from what the largest magnitude needs downward: losing a tail may be cheaper than losing resolution.
+    Raises:
+        ValueError: no such rounding.
     """
-    k = int(signed or x.min(initial=0.0) < 0)
-    peak = float(np.abs(x).max(initial=0.0))
-    top = int(np.ceil(np.log2(peak))) if peak > 0 else 0
-    types = [FixedPoint(k, i, width - i) for i in range(top + 1, top - candidates, -1)]
-    return min(types, key=lambda kind: float(np.square(quantize(x, kind) - x).mean()))
+    away = np.copysign(np.floor(np.abs(v)), v)
+    fraction = np.abs(v) - np.abs(away)
+    outward = np.copysign(1.0, v)
+    q: np.ndarray
+    match mode:
+        case "ROUND" | "HALF_EVEN" | "RND_CONV":
+            q = np.rint(v)
+        case "TRN" | "FLOOR":
+            q = np.floor(v)
+        case "CEIL":
+            q = np.ceil(v)
+        case "TRN_ZERO" | "DOWN":
+            q = away
+        case "UP":
+            q = away + outward * (fraction > 0)
+        case "RND":
+            q = np.floor(v) + (v - np.floor(v) >= 0.5)
+        case "RND_MIN_INF":
+            q = np.ceil(v) - (np.ceil(v) - v >= 0.5)
+        case "RND_INF" | "HALF_UP":
+            q = away + outward * (fraction >= 0.5)
+        case "RND_ZERO" | "HALF_DOWN":
+            q = away + outward * (fraction > 0.5)
+        case _:
+            raise ValueError(f"no rounding '{mode}'")
+    return q
 
 
 def holding_bits(low: np.ndarray, high: np.ndarray, f: np.ndarray, *, signed: bool) -> np.ndarray:

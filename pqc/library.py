@@ -136,9 +136,16 @@ def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterator[Key]:
             yield from _calls(attribute.g.node)
 
 
-def unlink(model: ir.Model) -> int:
-    """Remove the bodies of pqc's operators, and the imports of domains that no node uses; return how many."""
-    unlinked = [identifier for identifier in model.functions if identifier[:2] in bodies()]
+def unlink(model: ir.Model, kept: Iterable[Key] = ()) -> int:
+    """Remove the bodies of pqc's operators, and the imports of domains that no node uses; return how many.
+
+    Args:
+        model: changed in place.
+        kept: operators whose bodies stay, with what they call, where a node uses them.
+    """
+    present = {(node.domain, node.op_type) for node in model.graph.all_nodes()}
+    stay = _with_callees(present & set(kept))
+    unlinked = [one for one in model.functions if one[:2] in bodies() and one[:2] not in stay]
     for identifier in unlinked:
         del model.functions[identifier]
     return len(unlinked) + prune_imports(model)

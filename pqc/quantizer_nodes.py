@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from pqc import graph, layers
+from pqc import calibration, graph, layers
+from pqc.calibration import Calibration, Kind
 from pqc.errors import PassError, UnsupportedError
-from pqc.fixed_point import fit
 from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS, ROUNDINGS
 from pqc.quantizer import PER_CHANNEL, PER_GROUP, PER_TENSOR, Quantizer
 from pqc.quantizer_sites import LEARNS, BitsSite
@@ -137,10 +137,11 @@ def initial_bits(value: ir.Value, kind: Quantizer, layer: layers.Layer | None) -
     magnitude, signed = kind.bits.i + kind.bits.f, bool(kind.bits.k)
     moved = np.moveaxis(graph.stored(value), input_axis(layer), 0)
     groups = np.reshape(moved if signed else np.maximum(moved, 0), (-1, kind.size, moved[0].size))
-    chosen = [
-        [fit(group, magnitude, signed=signed).i if group.any() else kind.bits.i for group in part.T] for part in groups
-    ]
-    i = np.repeat(np.array(chosen, np.float32), kind.size, axis=0).reshape(moved.shape)
+    lanes = groups.transpose(0, 2, 1).reshape(-1, kind.size).astype(np.float64)
+    given = Kind(np.full(len(lanes), magnitude), signed, kind.rounding or "ROUND", kind.overflow)
+    found = calibration.integer_bits(lanes, given, Calibration("mse"))
+    chosen = np.where(lanes.any(axis=1), found, kind.bits.i).reshape(len(groups), -1)
+    i = np.repeat(chosen.astype(np.float32), kind.size, axis=0).reshape(moved.shape)
     i = np.ascontiguousarray(np.moveaxis(i, 0, input_axis(layer)))
     return i, magnitude - i
 

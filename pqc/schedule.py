@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -20,9 +20,11 @@ from pqc.names import BITS_WEIGHT, EBOPS_WEIGHT
 from pqc.options import nearest
 from pqc.quantizer_sites import FRACTION, INTEGER
 from pqc.reference_config import Converted, convert, detects, their_settings
+from pqc.schedule_lint import lint
 from pqc.schedule_sections import (
     Curve,
     Distill,
+    Misplaced,
     Phases,
     Pruning,
     Quantization,
@@ -192,7 +194,8 @@ def read(source: str | Path, settings: dict[str, str] | None = None) -> tuple[Sc
             keys of both forms.
 
     Returns:
-        the schedule, and what became of the keys of a config that have no exact counterpart.
+        the schedule, and notes: what became of the keys of a config that have no exact counterpart, and what is
+        doubtful.
 
     Raises:
         ScheduleError: with file, line, key and the nearest valid key.
@@ -209,9 +212,17 @@ def read(source: str | Path, settings: dict[str, str] | None = None) -> tuple[Sc
     for key, written in ours.items():
         _set(document.content, key, value(written, key))
     try:
-        return Schedule.model_validate(document.content), document.notes
+        plan = Schedule.model_validate(document.content)
     except ValidationError as error:
         raise _schedule_error(error, document, ours) from error
+    return plan, [*document.notes, *_doubts(plan, document, ours)]
+
+
+def _doubts(plan: Schedule, document: Document | Converted, settings: dict[str, str]) -> Iterator[Note]:
+    for location, text in lint(plan.quantization):
+        place = _culprit(".".join(location), settings)
+        key, where = (".".join(location), place) if place is not None else document.find(list(location))
+        yield Note(where, key, text)
 
 
 def _shipped() -> list[str]:
@@ -258,6 +269,8 @@ def _set(content: dict[str, Any], key: str, setting: Any) -> None:
 def _schedule_error(error: ValidationError, document: Document | Converted, settings: dict[str, str]) -> ScheduleError:
     first = error.errors()[0]
     location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    reason = first.get("ctx", {}).get("error")
+    location += reason.path if isinstance(reason, Misplaced) else ()
     key = ".".join(location)
     place = _culprit(key, settings)
     if place is None:

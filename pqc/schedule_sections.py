@@ -34,6 +34,14 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
             raise ValueError(f"{what} '{name}'{nearest(name, known)}; known: {', '.join(known) or 'none'}")
 
 
+class Misplaced(ValueError):
+    """What is wrong, and under which keys of its section."""
+
+    def __init__(self, message: str, path: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 def _known(table: Iterable[str], what: str) -> BeforeValidator:
     def check(name: object) -> object:
         if not isinstance(name, str | None):
@@ -163,6 +171,23 @@ TENSORS = {"weight": "weights", "bias": "biases", "input": "inputs", "output": "
 """What a layer may round in its own way, and where the others' way is said."""
 
 
+def _named(content: object) -> object:
+    return {"method": content} if isinstance(content, str) else content
+
+
+class RangeCalibration(Section):
+    """How sign and integer bits follow from data; see `pqc.calibration.Calibration`."""
+
+    method: Literal["mse", "min-max", "percentile", "entropy"] = "mse"
+    percent: Annotated[float | None, Field(gt=0, le=100)] = None
+
+    @model_validator(mode="after")
+    def _percent_is_used(self) -> RangeCalibration:
+        if self.percent is not None and self.method != "percentile":
+            raise ValueError("percent goes with method: percentile")
+        return self
+
+
 class Quantization(Section):
     """Fixed point types (k, i, f) of what is rounded; null leaves it in float.
 
@@ -170,6 +195,7 @@ class Quantization(Section):
         layers: what layers do in their own way: quantizers by pattern and by weight, bias, input or output.
         rounding: what holds where a quantizer does not say it.
         calibrate: choose sign and integer bits from data.
+        calibration: how; a word is its method, and null leaves it off, too.
         integer_bits_decay: how many integer bits that follow their numbers lose in a step that needs fewer.
         wrap_in_training: let numbers wrap in a training step too.
     """
@@ -181,6 +207,7 @@ class Quantization(Section):
     layers: dict[str, dict[str, Any]] = {}
     rounding: Annotated[str, _known((*ROUNDING_MODES, *ROUNDINGS), "rounding mode")] = "ROUND"
     calibrate: bool = True
+    calibration: Annotated[RangeCalibration | None, BeforeValidator(_named)] = RangeCalibration()
     integer_bits_decay: Annotated[float, Field(ge=0)] = 0.01
     wrap_in_training: bool = False
     exclude: tuple[str, ...] = ()
@@ -194,9 +221,13 @@ class Quantization(Section):
         """The layers' own quantizers by pattern and tensor: what they say, on top of what all have."""
         found: dict[str, dict[str, Quantizer | None]] = {}
         for pattern, kinds in self.layers.items():
-            refuse_unknown(kinds, TENSORS, f"layers: '{pattern}': no tensor")
-            bases = {name: getattr(self, TENSORS[name]) for name in kinds}
-            found[pattern] = {name: quantizer(kind, bases[name]) for name, kind in kinds.items()}
+            found[pattern] = {}
+            for name, kind in kinds.items():
+                try:
+                    refuse_unknown([name], TENSORS, "no tensor")
+                    found[pattern][name] = quantizer(kind, getattr(self, TENSORS[name]))
+                except ValueError as error:
+                    raise Misplaced(f"layers: '{pattern}': {name}: {error}", ("layers", pattern, name)) from error
         return found
 
     @property

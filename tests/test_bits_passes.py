@@ -173,8 +173,8 @@ def test_lower_bits_adds_half_a_bit_to_a_layers_output(rounding: str, mode: str,
         f=[[2.0]],
     )
     assert TABLE["lower-bits"]().rewrite(model) == 1
-    assert [one.op_type for one in model.graph] == ["MatMul", "Relu", "Add", "Quant"]
-    assert str(model.graph.node(3).attributes["rounding_mode"].value) == mode
+    assert [one.op_type for one in model.graph] == ["MatMul", "Relu", "Quant", "Add", "Quant"]
+    assert str(model.graph.node(4).attributes["rounding_mode"].value) == mode
     assert initializers(model)["FixedQuant_y.half.by"] == half
 
 

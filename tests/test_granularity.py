@@ -9,9 +9,10 @@ from conftest import initializers, onnx_model
 
 from pqc import engine, pipeline
 from pqc.errors import PqcError
-from pqc.fixed_point import FixedPoint, fit, quantize
+from pqc.fixed_point import FixedPoint
 from pqc.quantizer import Quantizer
 from pqc.schedule_sections import Quantization, quantizer, written
+from reference_quant import calibrate_mse, fixed_point
 
 GEMM = "(float[n,4] x) => (float[n,3] y) { y = Gemm <transB: int = 1> (x, fc__weight) }"
 MATMUL = "(float[n,4] x) => (float[n,3] y) { y = MatMul (x, fc__weight) }"
@@ -72,9 +73,10 @@ def test_a_group_has_the_integer_bits_that_its_weights_need(text: str, words: st
         for output in range(3):
             place = [slice(None)] * weight.ndim
             place[axis], place[1 - axis] = slice(start, start + 2), slice(output, output + 1)
-            kind = fit(weight[tuple(place)], 4, signed=True)
-            types.add(kind.i)
-            expected[tuple(place)] = quantize(weight[tuple(place)], kind)
+            group, rounding = weight[tuple(place)], words.removeprefix("/") or "RND_CONV"
+            bits = calibrate_mse(group, 4, 1, rounding)
+            types.add(bits)
+            expected[tuple(place)] = fixed_point(group, 1, bits, 4 - bits, rounding, "SAT")
     assert len(types) > 1
     model.graph.outputs[:] = [model.graph.node(0).outputs[0]]
     model.graph.inputs[:] = []

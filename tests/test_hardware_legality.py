@@ -13,7 +13,8 @@ from hardware_networks import NETWORKS, Network
 from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.hardware.handover import lower, prepare
-from pqc.hardware.legality import HINTS, RULES, STREAM_RULES, check, problems
+from pqc.hardware.legality import HINTS, RULES, STREAM_RULES, check, check_learned, problems
+from pqc.quantizer_sites import LEARNS
 
 Build = Callable[[Network, ir.Value], ir.Value]
 
@@ -47,6 +48,27 @@ def rounded(scale: Any = 0.25, zero: Any = 0.0, bits: Any = 8.0, **given: Any) -
 def computed_scale(net: Network, x: ir.Value) -> ir.Value:
     scale = net.op("Exp", net.constant(np.float32(1)))
     return rounded(scale=scale)(net, x)
+
+
+def weight(scale: Any = 0.25, bits: Any = 8.0) -> Build:
+    """A MatMul whose weights have these parameters."""
+
+    def build(net: Network, x: ir.Value) -> ir.Value:
+        parts = [net.constant(np.asarray(part, np.float32)) for part in (np.ones((4, 2)), scale, 0.0, bits)]
+        given = {"signed": 1, "narrow": 0, "rounding_mode": "ROUND"}
+        return net.op("MatMul", x, net.op("Quant", *parts, domain=graph.QONNX, **given))
+
+    return build
+
+
+def fixed(integer: Any = 3.0, fraction: Any = 4.0, **given: Any) -> Build:
+    """A FixedQuant with these bits."""
+
+    def build(net: Network, x: ir.Value) -> ir.Value:
+        bits = [net.constant(np.asarray(part, np.float32)) for part in (integer, fraction)]
+        return net.op("FixedQuant", x, *bits, domain="pqc.quant", **given)
+
+    return build
 
 
 def conv(*shape: int, **given: Any) -> Build:
@@ -103,9 +125,9 @@ CASES: list[tuple[str, ir.Model, str]] = [
     ),
     (
         "quant-scales",
-        vector(rounded(scale=[0.5, 0.25, 0.5, 1])),
-        "Quant 'quant2': 4 scales: hls4ml takes one scale a tensor, and fails or is off by an LSB otherwise\n"
-        "hint: run the pass lower-scales for weights; use one scale for activations",
+        vector(weight(scale=[[0.5, 0.25]])),
+        "Quant 'quant1': 2 scales: hls4ml takes one scale a weight or bias, and fails or is off by an LSB otherwise\n"
+        "hint: run the pass lower-scales",
     ),
     (
         "quant-zero-point",
@@ -115,8 +137,8 @@ CASES: list[tuple[str, ir.Model, str]] = [
     ),
     (
         "quant-widths",
-        vector(rounded(bits=[4, 5, 6, 7])),
-        "Quant 'quant2': 4 bit widths: hls4ml takes one width a tensor\nhint: run the pass lower-scales for weights",
+        vector(weight(bits=[[4, 5]])),
+        "Quant 'quant1': 2 bit widths: hls4ml takes one width a weight or bias\nhint: run the pass lower-scales",
     ),
     (
         "quant-fraction",
@@ -131,8 +153,32 @@ CASES: list[tuple[str, ir.Model, str]] = [
     ),
     (
         "quant-rounding",
-        vector(rounded(rounding_mode="HALF_UP")),
-        "Quant 'quant2': rounding mode HALF_UP: hls4ml has only ROUND and FLOOR\nhint: train with ROUND or FLOOR",
+        vector(rounded(rounding_mode="CEIL")),
+        "Quant 'quant2': rounding mode CEIL: ap_fixed has no such rounding\nhint: train with ROUND or FLOOR",
+    ),
+    (
+        "quant-overflow",
+        vector(fixed(overflow="WRAP_SM")),
+        "FixedQuant 'fixedquant1': overflow WRAP_SM: ap_fixed folds back otherwise than pqc\n"
+        "hint: use SAT, SAT_SYM or WRAP for activations",
+    ),
+    (
+        "quant-batch",
+        vector(rounded(scale=[[0.5], [0.25]])),
+        "Quant 'quant2': bits or scales of shape [2, 1]: hls4ml has one type for all samples\n"
+        "hint: let them start with 1",
+    ),
+    (
+        "quant-parameter",
+        vector(lambda net, x: net.op("MatMul", x, fixed()(net, net.constant(np.ones((4, 2)))))),
+        "FixedQuant 'fixedquant1': a weight or bias in FixedQuant: hls4ml wants it on its grid\n"
+        "hint: run the pass lower-bits",
+    ),
+    (
+        "table-types",
+        vector(lambda net, x: fixed(integer=[[1, 2, 3, 4]])(net, net.op("Tanh", x))),
+        "Tanh 'tanh1': a result that is rounded to many types: hls4ml's table has one\n"
+        "hint: use per_tensor for what is right behind it",
     ),
     (
         "quant-narrow",
@@ -285,8 +331,59 @@ def test_overlapping_pools_do_not_stream() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("build", "found"),
+    [
+        (fixed(integer=[[1, 2, 2, 2]]), "FixedQuant 'fixedquant1': 2 types in one tensor"),
+        (fixed(integer=[[-4, 2, 2, 2]]), "FixedQuant 'fixedquant1': 2 types in one tensor"),
+        (fixed(integer=-4), "FixedQuant 'fixedquant1': no bits at all"),
+        (rounded(scale=[0.5, 0.25, 0.5, 1]), "Quant 'quant2': 3 types in one tensor"),
+        (rounded(bits=[[4, 5, 6, 7]]), "Quant 'quant2': 4 types in one tensor"),
+    ],
+)
+def test_many_types_do_not_stream(build: Build, found: str) -> None:
+    model = vector(build)
+    check(model, "io_parallel")
+    with pytest.raises(UnsupportedError) as caught:
+        check(model, "io_stream")
+    assert str(caught.value) == (
+        f"{found}: hls4ml's streams carry one type a tensor\n"
+        "hint: use granularity per_tensor for activations, or io_parallel"
+    )
+
+
+@pytest.mark.parametrize("build", [fixed(overflow="WRAP"), fixed(integer=[[3, 3, 3, 3]]), rounded(bits=[[4] * 4])])
+def test_one_type_streams(build: Build) -> None:
+    check(vector(build), "io_stream")
+
+
+@pytest.mark.parametrize(
+    ("learns", "operator", "io_type", "shape", "message"),
+    [
+        ("bits", "Relu", "io_stream", (1, 4), "many types are learned: hls4ml's streams carry one type a tensor"),
+        ("fractional_bits", "Tanh", "io_parallel", (1, 4), "many types are learned: hls4ml's table has one"),
+        ("bits", "Relu", "io_parallel", (1, 4), None),
+        ("bits", "Tanh", "io_stream", (1, 1), None),
+        (None, "Relu", "io_stream", (1, 4), None),
+    ],
+)
+def test_many_types_are_refused_before_they_are_learned(
+    learns: str | None, operator: str, io_type: str, shape: tuple[int, ...], message: str | None
+) -> None:
+    model = vector(lambda net, x: fixed(np.full(shape, 3.0), np.full(shape, 4.0))(net, net.op(operator, x)))
+    node = next(node for node in model.graph if node.op_type == "FixedQuant")
+    if learns is not None:
+        node.metadata_props[LEARNS] = learns
+    if message is None:
+        check_learned(model.graph, io_type)
+        return
+    with pytest.raises(UnsupportedError) as caught:
+        check_learned(model.graph, io_type)
+    assert (caught.value.message, caught.value.at) == (message, "FixedQuant 'fixedquant2'")
+
+
 def test_every_rule_has_a_case() -> None:
-    tested = {name for name, _, _ in CASES} | {"quant-computed", "stream-pool"}
+    tested = {name for name, _, _ in CASES} | {"quant-computed", "stream-pool", "stream-types"}
     assert tested == {rule.name for rule in RULES + STREAM_RULES}
     assert len({rule.name for rule in RULES}) == len(RULES)
 

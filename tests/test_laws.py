@@ -134,6 +134,9 @@ MASKED_DST = f"{QUANTIZED},insert-masks{{method=dst}}"
 MASKED_WANDA = f"{QUANTIZED},insert-masks{{method=wanda pruning-first=false}}"
 MASKED_LAST = f"{QUANTIZED},insert-masks{{pruning-first=false}}"
 LEARNED = f"{FLOAT},insert-quant{{weights=1,1,4/per_weight/SAT_SYM/bits inputs=1,3,4/per_channel/fractional_bits}}"
+HALF_UP = f"{FLOAT},insert-quant{{weights=1,0,3 inputs=1,1,1/per_channel/RND/bits}}"
+GATED = f"{HALF_UP},freeze-bits,lower-bits"
+WRAPPING = f"{FLOAT},insert-quant{{weights=1,0,3 inputs=1,1,2/WRAP}},fold-quant"
 LOSS = "attach-loss{loss=mse},fix-batch{size=4}"
 EXPOSED = f"{LOSS},expose-parameters"
 STEP = f"{EXPOSED},differentiate,attach-optimizer"
@@ -168,7 +171,11 @@ PLACES = {
     "attach-optimizer": [f"{MASKED_LAST},{EXPOSED},differentiate"],
     "freeze-masks": [MASKED, MASKED_LAST, MASKED_DST],
     "freeze-bits": [LEARNED],
-    "lower-bits": [f"{LEARNED},freeze-bits", f"{LEARNED},insert-masks,freeze-masks,freeze-bits,fold-masks"],
+    "lower-bits": [
+        f"{HALF_UP},freeze-bits",
+        f"{LEARNED},freeze-bits",
+        f"{LEARNED},insert-masks,freeze-masks,freeze-bits,fold-masks",
+    ],
     "fold-masks": [f"{LEARNED},insert-masks,freeze-masks", f"{MASKED},freeze-masks", f"{MASKED_LAST},freeze-masks"],
     "fold-quant": [QUANTIZED, f"{MASKED},freeze-masks,fold-masks"],
     "shrink": [FLOAT, FOLDED, f"{QUANTIZED},fold-quant", f"{MASKED},freeze-masks,fold-masks"],
@@ -179,6 +186,9 @@ PLACES = {
     "lower-pool": [FLOAT, FOLDED],
     "lower-reshape": [FLOAT, FOLDED],
     "lower-scales": [FOLDED],
+    "fold-gates": [GATED],
+    "raise-bits": [GATED, QUANTIZED],
+    "drop-wraps": [WRAPPING, QUANTIZED],
 }
 OPTIONS: dict[str, dict[str, object]] = {"calibrate-quant": {"samples": 64}, "fix-batch": {"size": BATCH}}
 # The outputs that each of these takes away, on purpose.
@@ -190,9 +200,15 @@ def test_every_pass_has_a_legal_place() -> None:
 
 
 def prepare(model: ir.Model, passes: str) -> None:
-    """Run a pipeline, with gates of both signs wherever masks appear."""
+    """Run a pipeline, with gates of both signs wherever masks appear, and without bits here and there."""
     for text in pipeline.parse(passes) if passes else []:
         pipeline.run(model, [text])
+        if text.title == "insert-quant" and passes.startswith(HALF_UP):
+            for name, value in model.graph.initializers.items():
+                if name.endswith(".integer_bits") and graph.stored(value).size > 1:
+                    random = np.random.default_rng(len(name))
+                    bits = np.where(random.random(value.shape) < 0.3, -9, graph.stored(value))
+                    graph.set_initializer(value, bits.astype(np.float32))
         if text.title == "insert-masks":
             for name, value in model.graph.initializers.items():
                 if name.endswith(".s"):

@@ -169,7 +169,7 @@ def test_each_shipped_config_becomes_a_schedule(method: str, tmp_path: Path) -> 
             "biases": [1, 0, 7],
             "inputs": [0, 0, 7],
             "outputs": None,
-            "rounding": "ROUND",
+            "rounding": "RND",
             "calibrate": True,
         },
         "phases": {
@@ -184,16 +184,16 @@ def test_each_shipped_config_becomes_a_schedule(method: str, tmp_path: Path) -> 
         assert (plan.name, plan.pruning.method) == ("c", method)
 
 
-def test_the_shipped_config_and_the_shipped_schedule_are_one_but_for_the_batch(tmp_path: Path) -> None:
+def test_the_shipped_config_and_the_shipped_schedule_are_one_but_for_batch_and_ties(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(shipped("cs")))
-    plan, ours = schedule.load(tmp_path / "c.yaml", {"training.batch": "128"}), schedule.load("cs")
+    changes = {"training.batch": "128", "quantization.rounding": "ROUND"}
+    plan, ours = schedule.load(tmp_path / "c.yaml", changes), schedule.load("cs")
     for part in ("method", "target", "quantization", "training", "controls", "phases"):
         assert getattr(plan, part) == getattr(ours, part)
 
 
 def test_the_notes_on_the_shipped_cs_config() -> None:
     assert notes(shipped("cs")) == {
-        "quantization_parameters.round_mode": "ties go to even (ROUND), not up (RND): one last bit apart",
         "quantization_parameters.use_real_tanh": "a tanh stays one; the reference would train a hard tanh",
         "quantization_parameters.default_data_integer_bits": (
             "sign and integer bits are chosen from the data, at the same width; "
@@ -351,7 +351,21 @@ def test_a_name_of_no_layer_is_skipped_with_a_note(tmp_path: Path, caplog: pytes
         ({"round_mode": "TRN_ZERO"}, {"rounding": "DOWN"}),
         ({"round_mode": "RND_INF"}, {"rounding": "HALF_UP"}),
         ({"round_mode": "RND_ZERO"}, {"rounding": "HALF_DOWN"}),
-        ({"round_mode": "RND_MIN_INF"}, {"rounding": "ROUND"}),
+        ({"round_mode": "RND_MIN_INF"}, {"rounding": "RND_MIN_INF"}),
+        ({"round_mode": "RND"}, {"rounding": "RND"}),
+        ({}, {"rounding": "RND"}),
+        (
+            {"overflow_mode_data": "WRAP", "overflow_mode_parameters": "SAT_SYM"},
+            {"inputs": {"bits": [0, 0, 7], "overflow": "WRAP"}, "weights": {"bits": [1, 0, 7], "overflow": "SAT_SYM"}},
+        ),
+        ({"overflow_mode_parameters": "WRAP"}, {"biases": {"bits": [1, 0, 7], "overflow": "WRAP"}}),
+        ({"overflow_mode_data": "WRAP_SM"}, {"inputs": {"bits": [0, 0, 7], "overflow": "WRAP_SM"}}),
+        ({"use_symmetric_quantization": True}, {"weights": {"bits": [1, 0, 7], "overflow": "SAT_SYM"}}),
+        (
+            {"granularity": "per_channel"},
+            {"weights": {"bits": [1, 0, 7], "granularity": "per_channel"}, "biases": [1, 0, 7], "inputs": [0, 0, 7]},
+        ),
+        ({"granularity": "per_weight"}, {"weights": {"bits": [1, 0, 7], "granularity": "per_weight"}}),
     ],
 )
 def test_quantizers(keys: Content, expected: Content | None) -> None:
@@ -380,37 +394,78 @@ def test_how_data_overflow_does_not_matter_where_no_data_are_rounded() -> None:
 
 
 def test_what_is_approximated_is_noted() -> None:
-    keys = {"overflow_mode_data": "SAT_SYM", "dynamic_data_quantization": True, "quantize_output": True}
+    keys = {"dynamic_data_quantization": True, "quantize_output": True, "granularity": "per_channel"}
     found = notes({"quantization_parameters": keys})
-    assert found["quantization_parameters.overflow_mode_data"] == "the lowest value, -2^i, stays in the range (SAT)"
+    assert "once, before training" in found["quantization_parameters.granularity"]
     assert "once, before training" in found["quantization_parameters.dynamic_data_quantization"]
     assert "not what leaves each layer" in found["quantization_parameters.quantize_output"]
     assert "true where it is missing" in found["quantization_parameters.use_relu_multiplier"]
-    exact = {"round_mode": "RND_CONV", "use_real_tanh": True, "use_relu_multiplier": False}
-    assert set(notes({"quantization_parameters": exact, **training(pretraining_epochs=0)})) == {
-        "quantization_parameters.default_data_integer_bits"
-    }
+    exact = {"use_real_tanh": True, "use_relu_multiplier": False, "overflow_mode_data": "SAT_SYM"}
+    for mode in ("TRN", "RND", "RND_CONV", "TRN_ZERO", "RND_ZERO", "RND_MIN_INF", "RND_INF"):
+        content = {"quantization_parameters": exact | {"round_mode": mode}, **training(pretraining_epochs=0)}
+        assert set(notes(content)) == {"quantization_parameters.default_data_integer_bits"}
 
 
 def test_the_older_word_for_a_symmetric_range() -> None:
     found = notes({"quantization_parameters": {"use_symmetric_quantization": True}})
-    assert found["quantization_parameters.use_symmetric_quantization"] == (
-        "an older word for overflow_mode_parameters: SAT_SYM; the lowest value, -2^i, stays in the range (SAT)"
+    key = "quantization_parameters.use_symmetric_quantization"
+    assert found[key] == "an older word for overflow_mode_parameters: SAT_SYM"
+    both = {"use_symmetric_quantization": True, "overflow_mode_parameters": "SAT_SYM"}
+    assert key not in notes({"quantization_parameters": both})
+
+
+HGQ = {"use_high_granularity_quantization": True, "hgq_beta": "2e-5", "hgq_gamma": 1e-4}
+
+
+def test_trained_bits() -> None:
+    keys = HGQ | {"granularity": "per_weight", "overflow_mode_data": "WRAP", "overflow_mode_parameters": "SAT_SYM"}
+    content, found = converted({"quantization_parameters": keys})
+    parameters = {"bits": [1, 0, 7], "granularity": "per_weight", "overflow": "SAT_SYM", "learns": "bits"}
+    data = {"bits": [0, 0, 7], "granularity": "per_element", "overflow": "WRAP", "learns": "fractional_bits"}
+    assert content["quantization"] == {
+        "weights": parameters,
+        "biases": parameters,
+        "inputs": data,
+        "outputs": None,
+        "rounding": "RND",
+        "calibrate": True,
+    }
+    assert content["controls"] == {"ebops_weight": 2e-5, "bits_weight": 1e-4}
+    texts = {note.key: note.text for note in found}
+    assert texts["quantization_parameters.overflow_mode_data"].startswith(
+        "integer bits of activations follow each batch"
     )
+    assert texts["quantization_parameters.default_data_integer_bits"].startswith("sign and integer bits start from")
+    plan = Schedule.model_validate(content)
+    assert plan.quantization is not None and plan.quantization.learns
+
+
+def test_trained_bits_per_tensor() -> None:
+    found = converted({"quantization_parameters": HGQ})[0]["quantization"]
+    assert found["weights"] == {"bits": [1, 0, 7], "learns": "bits"}
+    assert found["inputs"] == {"bits": [0, 0, 7], "learns": "bits"}
+
+
+def test_a_price_of_bits_that_is_none_has_its_line(tmp_path: Path) -> None:
+    keys = "quantization_parameters:\n  use_high_granularity_quantization: true\n"
+    error = refusal(f"{keys}  hgq_gamma: .inf\n", tmp_path)
+    assert (error.at, "hgq_gamma" in error.message) == (f"{tmp_path / 'c.yaml'}:3", True)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message", "instead"),
     [
-        ("use_high_granularity_quantization", "true", "trained bit widths are not available yet", "false"),
-        ("granularity", "per_channel", "pqc has one type per tensor, not per_channel", "per_tensor"),
-        ("overflow_mode_parameters", "WRAP", "pqc saturates; WRAP is not available", "SAT"),
-        ("overflow_mode_data", "WRAP_SM", "pqc saturates; WRAP_SM is not available", "SAT"),
+        (
+            "granularity",
+            "per_row",
+            "no granularity 'per_row' (known: per_tensor, per_channel, per_weight)",
+            "per_tensor",
+        ),
         ("use_relu_multiplier", "true", "a learned factor before each relu is not available", "false"),
         (
             "round_mode",
             "S_RND",
-            "no rounding 'S_RND' (known: RND_CONV, TRN, TRN_ZERO, RND_INF, RND_ZERO, RND, RND_MIN_INF)",
+            "no rounding 'S_RND' (known: TRN, RND_CONV, TRN_ZERO, RND_ZERO, RND_INF, RND, RND_MIN_INF)",
             "RND_CONV",
         ),
     ],
@@ -451,18 +506,60 @@ def test_layers_that_say_what_holds_for_all_are_taken(entries: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "key", "message"),
+    ("keys", "key", "message"),
     [
-        ("{fc1: {weight: {integer_bits: 2}}}", "fc1.weight.integer_bits", "2 in one layer, and pqc has 0 in all"),
-        ("[{fc1: {output: {quantize: true}}}]", "fc1.output.quantize", "True in one layer, and pqc has False in all"),
-        ("{a: {tanh: {input: {keep_negatives: 1}}}}", "a.tanh.input.keep_negatives", "1 in one layer, and pqc has 0"),
-        ("{fc1: 3}", "fc1", "a mapping of weight, bias, input and output to their bits"),
-        ("fc1", "", "a mapping of layers to their types"),
+        (HGQ | {"granularity": "per_channel"}, "granularity", "trained bits are per_tensor or per_weight"),
+        (HGQ | {"overflow_mode_data": "WRAP_SM"}, "overflow_mode_data", "bits are trained under SAT, SAT_SYM or WRAP"),
+        ({"overflow_mode_data": "WRAP_SM", "round_mode": "TRN"}, "overflow_mode_data", "WRAP_SM goes with RND and"),
     ],
 )
-def test_layers_of_their_own_types_are_refused(entries: str, key: str, message: str, tmp_path: Path) -> None:
+def test_what_does_not_go_together_is_refused(keys: Content, key: str, message: str, tmp_path: Path) -> None:
+    error = refusal(yaml.safe_dump({"quantization_parameters": keys}), tmp_path)
+    assert error.message.startswith(f"'quantization_parameters.{key}': {message}")
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"fc1": {"weight": {"integer_bits": 2.0}}}, {"fc1": {"weight": [1, 2, 7]}}),
+        ([{"fc1": {"output": {"quantize": True}}}], {"fc1": {"output": [0, 0, 7]}}),
+        (
+            [{"fc1": {"input": {"quantize": False}}}, {"fc1": {"bias": {"keep_negatives": 0}}, "a[0]": {}}],
+            {"fc1": {"input": None, "bias": [0, 0, 7]}},
+        ),
+        ({"a[0]": {"input": {"fractional_bits": 3}}}, {"a[[]0]": {"input": [0, 0, 3]}}),
+        ({"fc1": {"output": {"integer_bits": 5}}}, None),  # not rounded, so its bits do nothing
+        ({"fc1": {"input": {"quantize": False, "integer_bits": 5}}}, {"fc1": {"input": None}}),
+    ],
+)
+def test_layers_of_their_own_types(entries: object, expected: Content | None) -> None:
+    content, _ = converted({"quantization_parameters": {"layer_specific": entries}})
+    assert content["quantization"].get("layers") == expected
+    assert Schedule.model_validate(content)
+
+
+def test_layers_keep_what_holds_for_all_besides_bits() -> None:
+    keys = HGQ | {"granularity": "per_weight", "layer_specific": {"fc1": {"weight": {"fractional_bits": 2}}}}
+    content, _ = converted({"quantization_parameters": keys})
+    kind = {"bits": [1, 0, 2], "granularity": "per_weight", "learns": "bits"}
+    assert content["quantization"]["layers"] == {"fc1": {"weight": kind}}
+
+
+@pytest.mark.parametrize(
+    ("entries", "key", "message"),
+    [
+        ("{a: {tanh: {input: {keep_negatives: 1}}}}", ".a.tanh.input", "a type of its own for a part of a layer"),
+        ("{fc1: {weight: {integer_bits: 2.5}}}", ".fc1.weight.integer_bits", "a whole number, not 2.5"),
+        ("{fc1: {weight: {integer_bits: .nan}}}", ".fc1.weight.integer_bits", "a whole number, not nan"),
+        ("{fc1: {weight: {integer_bits: two}}}", ".fc1.weight.integer_bits", "a whole number, not 'two'"),
+        ("{fc1: 3}", ".fc1", "a mapping of weight, bias, input and output to their bits"),
+        ("fc1", "", "a mapping of layers to their types"),
+        ("{fc1: {weight: {integer_bits: 200}}}", "", "layers: 'fc1': weight: (1,200,7) has 208 bits"),
+    ],
+)
+def test_layers_of_no_types_are_refused(entries: str, key: str, message: str, tmp_path: Path) -> None:
     error = refusal(f"quantization_parameters:\n  layer_specific: {entries}\n", tmp_path)
-    assert error.message.startswith(f"'quantization_parameters.layer_specific{key and '.'}{key}': {message}")
+    assert error.message.startswith(f"'quantization_parameters.layer_specific{key}': {message}")
     assert error.at == f"{tmp_path / 'c.yaml'}:2"
 
 
@@ -699,7 +796,7 @@ def test_settings_of_both_forms(tmp_path: Path) -> None:
         ("training_parameters.epohcs", "3"),
         ("pruning_parameters.final_tmp", "3"),
         ("pruning_parameters.sparsity", "0.5"),
-        ("quantization_parameters.granularity", "per_weight"),
+        ("quantization_parameters.granularity", "per_row"),
         ("quantization_parameters.nosuch", "3"),
         ("phases.training.epochs", "-1"),
         ("phases.training.epochs", "many"),
@@ -729,7 +826,7 @@ def test_notes_of_a_plan_go_to_the_log(tmp_path: Path, caplog: pytest.LogCapture
             workflows.load_plan(tmp_path / "c.yaml", Source("m", tmp_path / "m.onnx"), {})
     finally:
         logger.removeHandler(caplog.handler)
-    assert any("quantization_parameters.round_mode: ties go to even" in message for message in caplog.messages)
+    assert any("quantization_parameters.use_real_tanh: a tanh stays one" in message for message in caplog.messages)
 
 
 # Anything that a config may say
@@ -757,7 +854,7 @@ KEYS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         **{key: st.integers(-1, 9) for key in QUANTIZATION if key.startswith("default_")},
         "granularity": st.sampled_from(["per_tensor", "per_channel", "per_weight"]),
         "overflow_mode_data": st.sampled_from(["SAT", "SAT_SYM", "WRAP", "WRAP_SM"]),
-        "overflow_mode_parameters": st.sampled_from(["SAT", "SAT_SYM"]),
+        "overflow_mode_parameters": st.sampled_from(["SAT", "SAT_SYM", "WRAP", "WRAP_SM"]),
         "round_mode": st.sampled_from(["TRN", "RND", "RND_CONV", "TRN_ZERO", "RND_ZERO", "RND_MIN_INF", "RND_INF"]),
         "layer_specific": st.just({}) | st.just([]) | st.just({"fc1": {"weight": {"integer_bits": 2.0}}}),
     },

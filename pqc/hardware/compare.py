@@ -11,11 +11,12 @@ import onnx_ir as ir
 
 from pqc import graph
 from pqc.errors import DataError
+from pqc.hardware import intervals
 from pqc.hardware.emulate import Progress, emulate
 from pqc.hardware.project import Project
-from pqc.hardware.quantizer import fixed_type
+from pqc.hardware.quantizer import fixed_types
 from pqc.hardware.ranges import input_shape
-from pqc.layers import is_quant
+from pqc.layers import grid, is_qonnx_quant, is_quant
 
 CHUNK = 1000
 SHOWN = 5
@@ -110,6 +111,10 @@ def reference(model: ir.Model, samples: np.ndarray, chunk: int = CHUNK) -> list[
 
 def _with_batch(model: ir.Model, size: int) -> onnx.ModelProto:
     """A copy of `model` with a static batch dimension, and no other shape but those of its input and constants."""
+    model = graph.copy(model)
+    for node in [node for node in model.graph if is_qonnx_quant(node)]:
+        _saturate_before(model.graph, node)
+    graph.remove_unused(model.graph)
     proto = graph.to_proto(model)
     del proto.graph.value_info[:]
     for value in [*proto.graph.input, *proto.graph.output]:
@@ -118,15 +123,36 @@ def _with_batch(model: ir.Model, size: int) -> onnx.ModelProto:
     return proto
 
 
+def _saturate_before(main: ir.Graph, node: ir.Node) -> None:
+    """Let standard operators saturate where widths differ: qonnx's Quant stops at more than one."""
+    found, names = grid(node), graph.Names(main)
+    if found is None or found.bits.size == 1:
+        return
+    levels = np.exp2(found.bits - found.signed)
+    low = np.where(found.signed, found.narrow - levels, 0)
+    value = graph.operand(node, 0)
+    for operator, bound in (("Max", low), ("Min", levels - 1)):
+        array = np.asarray((bound - found.zero_point) * found.scale, np.float32)
+        constant = graph.add_initializer(main, names.new(f"{node.name}.bound"), array)
+        output = ir.val(names.new(f"{node.name}.bounded"), value.dtype, value.shape)
+        main.insert_before(node, ir.node(operator, [value, constant], name=names.new("bound"), outputs=[output]))
+        value = output
+    node.replace_input_with(0, value)
+    widest = np.asarray(found.bits.max(), np.float32)
+    node.replace_input_with(3, graph.add_initializer(main, names.new(f"{node.name}.widest"), widest))
+
+
 def random_samples(model: ir.Model, count: int = RANDOM_SAMPLES, seed: int = SEED) -> np.ndarray:
     """Inputs that cover the input's grid: its extremes, values on it, between its points, and beyond its ends."""
     source = model.graph.inputs[0]
     quant = next((use.node for use in source.uses() if is_quant(use.node)), None)
     if quant is None:
         raise DataError("the graph's input has no Quant, so its range is not known")
-    kind, shape, random = fixed_type(quant), input_shape(source), np.random.default_rng(seed)
-    scaled = random.uniform(1.25 * kind.low, 1.25 * kind.high, (count, *shape))
-    scaled[: count // 2] = random.integers(kind.low, kind.high + 1, (count // 2, *shape))
-    scaled[count // 4 : count // 3] = random.choice([kind.low, kind.high], scaled[count // 4 : count // 3].shape)
-    scaled[:3] = np.array([kind.low, kind.high, 0]).reshape(-1, *[1] * len(shape))[:count]
-    return np.ldexp(scaled, -kind.fraction).astype(np.float32)
+    kinds, shape, random = fixed_types(quant), input_shape(source), np.random.default_rng(seed)
+    grid = intervals.full(kinds, shape)
+    scaled = random.uniform(1.25 * grid.low, 1.25 * grid.high, (count, *shape))
+    scaled[: count // 2] = random.integers(grid.low, grid.high + 1, (count // 2, *shape))
+    part = scaled[count // 4 : count // 3]
+    part[:] = np.where(random.integers(0, 2, part.shape) == 0, grid.low, grid.high)
+    scaled[:3] = np.stack([grid.low, grid.high, 0 * grid.low])[:count]
+    return np.ldexp(scaled, -grid.fraction).astype(np.float32)

@@ -19,7 +19,7 @@ from pqc.hardware.ranges import input_shape
 from pqc.shapes import infer_shapes
 
 PREPARE = "strip-softmax,lower-reshape"
-LOWER = "lower-scales,lower-gemm,lower-pool,lower-conv"
+LOWER = "fold-gates,raise-bits,lower-scales,lower-gemm,lower-pool,lower-conv"
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ def hls(
     network, stripped = prepare(graph.load(model) if isinstance(model, Path) else model)
     if samples is not None:
         _check_samples(network, samples)
-    project = write_project(lower(network), out, backend=backend, io_type=io_type)
-    inputs = random_samples(network) if samples is None else samples
+    lowered = lower(network)
+    project = write_project(lowered, out, backend=backend, io_type=io_type)
+    inputs = random_samples(lowered) if samples is None else samples
     comparison = compare(network, inputs, project, progress)
     return HlsResult(
         comparison.samples,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pqc.hardware.quantizer import FixedType
+from pqc.hardware.quantizer import FixedType, FixedTypes
 
 Integers = NDArray[np.int64]
 LIMIT = 2**53
@@ -92,29 +92,74 @@ def of_constant(array: NDArray[np.float32]) -> Interval:
     return Interval(values, values, fraction)
 
 
-def full(kind: FixedType, shape: Sequence[int]) -> Interval:
-    """Every value of a type."""
-    return Interval(np.full(shape, kind.low), np.full(shape, kind.high), kind.fraction)
+def full(kinds: FixedTypes, shape: Sequence[int]) -> Interval:
+    """Every value of each element's type."""
+
+    def bounds(kind: FixedType, here: np.ndarray) -> Interval:
+        count = int(here.sum())
+        return Interval(np.full(count, kind.low), np.full(count, kind.high), kind.fraction)
+
+    return each(kinds, shape, bounds)
+
+
+def each(kinds: FixedTypes, shape: Sequence[int], bounds: Callable[[FixedType, np.ndarray], Interval]) -> Interval:
+    """Bounds of elements with different types, in units of the finest grid; `bounds` gives those of one type."""
+    found = Interval(np.zeros(shape, np.int64), np.zeros(shape, np.int64), kinds.fraction)
+    for kind, here in kinds.distinct():
+        if kind is not None:
+            here = np.broadcast_to(here, shape)
+            part = bounds(kind, here).at(kinds.fraction)
+            found.low[here], found.high[here] = part.low, part.high
+    return found
+
+
+def quantize_each(x: Interval, kinds: FixedTypes) -> Interval:
+    """Round every element to a type of its own."""
+    return each(kinds, x.shape, lambda kind, here: quantize(Interval(x.low[here], x.high[here], x.fraction), kind))
+
+
+def overflows(x: Interval, kinds: FixedTypes) -> bool:
+    """Whether an element can leave the range of its type once it is rounded."""
+    wide = [
+        (FixedType(62, 62 - kind.fraction, True, kind.rounding, "SAT"), kind, here)
+        for kind, here in kinds.distinct()
+        if kind
+    ]
+    for free, kind, here in wide:
+        here = np.broadcast_to(here, x.shape)
+        low, high = quantize(Interval(x.low[here], x.high[here], x.fraction), free).bounds()
+        if low < kind.low or high > kind.high:
+            return True
+    return False
 
 
 def quantize(x: Interval, kind: FixedType) -> Interval:
-    """Round to the grid of `kind` and saturate at its bounds."""
+    """Round to the grid of `kind` and saturate at its bounds, or wrap to anything between them."""
     shift = x.fraction - kind.fraction
     rounded = x.map(lambda values: shift_right(values, shift, kind.rounding)) if shift > 0 else x
     limit = (max(-kind.low, kind.high) >> max(-shift, 0)) + 1
     clipped = rounded.map(lambda values: np.clip(values, -limit, limit))
     same = Interval(clipped.low, clipped.high, min(x.fraction, kind.fraction)).at(kind.fraction)
+    if kind.overflow == "WRAP":
+        beyond = (same.low < kind.low) | (same.high > kind.high)
+        return Interval(np.where(beyond, kind.low, same.low), np.where(beyond, kind.high, same.high), kind.fraction)
     return same.map(lambda values: np.clip(values, kind.low, kind.high))
 
 
 def shift_right(values: Integers, shift: int, rounding: str) -> Integers:
-    """Divide by 2^shift and round: `TRN` down, `RND_CONV` to the nearest and ties to the even."""
+    """Divide by 2^shift and round as ap_fixed does."""
     shift = min(shift, 62)
     down = values >> shift
-    if rounding == "TRN":
-        return down
     rest, half = values - (down << shift), 1 << (shift - 1)
-    up = (rest > half) | ((rest == half) & (down & 1 == 1))
+    up = {
+        "TRN": np.zeros(values.shape, bool),
+        "TRN_ZERO": (values < 0) & (rest > 0),
+        "RND_CONV": (rest > half) | ((rest == half) & (down & 1 == 1)),
+        "RND": rest >= half,
+        "RND_MIN_INF": rest > half,
+        "RND_INF": (rest > half) | ((rest == half) & (values > 0)),
+        "RND_ZERO": (rest > half) | ((rest == half) & (values < 0)),
+    }[rounding]
     return np.asarray(down + up, dtype=np.int64)
 
 

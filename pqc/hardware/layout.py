@@ -18,8 +18,9 @@ from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.hardware.intervals import Integers
 from pqc.hardware.precision import constant_through_quant
+from pqc.hardware.quantizer import FixedTypes, fixed_types, told
 from pqc.hardware.ranges import Ranges, input_shape, where
-from pqc.layers import is_quant
+from pqc.layers import is_qonnx_quant, is_quant
 
 CHANNELS_LAST = "qonnx.custom_op.channels_last"
 IMAGE_OPS = ("Conv", "MaxPool", "AveragePool")
@@ -106,7 +107,10 @@ def to_channels_last(model: ir.Model, ranges: Ranges) -> Layout:
         value.dtype = ir.DataType.FLOAT
         if not constant_through_quant(value):
             orders[value] = LAYOUTS.get(node.op_type, _same)(node, orders, ranges)
+            if is_quant(node):
+                _spell(model.graph, node, orders[value], ranges[value].shape)
             value.shape = ir.Shape((1, *_moved(ranges[value].shape)))
+    graph.remove_unused(model.graph)
     for node in model.graph:
         if constant_through_quant(node.outputs[0]) and node.inputs[0] is not None:
             node.outputs[0].shape = node.inputs[0].shape
@@ -116,6 +120,44 @@ def to_channels_last(model: ir.Model, ranges: Ranges) -> Layout:
 
 
 Orders = dict[ir.Value, Integers]
+MASK = "FixedQuant"
+"""The operator that pqc teaches hls4ml: its own layer with a type for every element."""
+
+
+def _spell(main: ir.Graph, node: ir.Node, order: Integers, shape: tuple[int, ...]) -> None:
+    """Write a quantizer as hls4ml reads it: with attributes for each element, or as the Quant next to it."""
+    kinds = fixed_types(node)
+    attributes: dict[str, object]
+    if kinds.one is None:
+        attributes = _mask(kinds, order, shape)
+        node.resize_inputs(1)
+        node.domain, node.op_type = "", MASK
+    elif is_qonnx_quant(node) and told(kinds.one) == kinds.one:
+        return
+    else:
+        told_type = told(kinds.one)
+        parts = (2.0**-told_type.fraction, 0.0, told_type.width)
+        attributes = {
+            "signed": int(told_type.signed),
+            "narrow": int(told_type.overflow == "SAT_SYM"),
+            "rounding_mode": "FLOOR" if told_type.rounding == "TRN" else "ROUND",
+        }
+        node.resize_inputs(4)
+        node.domain, node.op_type = graph.QONNX, "Quant"
+        for index, part in enumerate(parts, 1):
+            name = f"{node.name}_told_{('scale', 'zeropt', 'bitwidth')[index - 1]}"
+            node.replace_input_with(index, graph.add_initializer(main, name, np.asarray(part, np.float32)))
+    node.attributes.clear()
+    for key, given in attributes.items():
+        node.attributes[key] = ir.convenience.convert_attribute(key, given)
+
+
+def _mask(kinds: FixedTypes, order: Integers, shape: tuple[int, ...]) -> dict[str, object]:
+    """Sign, width and integer bits of every element in hls4ml's order."""
+    flat = [np.broadcast_to(array, shape).reshape(-1)[order] for array in (kinds.width, kinds.integer)]
+    signs = np.full(flat[0].shape, int(kinds.signed))
+    bits = dict(zip("kbi", (array.tolist() for array in (signs, *flat)), strict=True))
+    return {**bits, "rounding": kinds.rounding, "overflow": kinds.overflow}
 
 
 def _moved(shape: tuple[int, ...]) -> tuple[int, ...]:

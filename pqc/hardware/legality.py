@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.hardware import rules
 from pqc.hardware.ranges import input_shape
 from pqc.hardware.rules import JOINS, POOLS
 from pqc.hardware.tables import REACH
-from pqc.layers import is_quant
+from pqc.layers import is_fixed_quant, is_quant
+from pqc.quantizer_sites import sites
 
 HINTS = {
     "Gemm": "run the pass lower-gemm",
@@ -60,6 +63,25 @@ def check(model: ir.Model, io_type: str = "io_parallel") -> None:
         return
     more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
     raise UnsupportedError(found[0].message + more, at=found[0].at, hint=found[0].hint)
+
+
+def check_learned(main: ir.Graph, io_type: str = "io_parallel") -> None:
+    """Refuse activations that are going to have many types, which they need not have before training.
+
+    Raises:
+        UnsupportedError: names the first that hls4ml cannot give them.
+    """
+    for site in sites(main):
+        many = max((math.prod(graph.dims(bits)) for bits in (site.i, site.f)), default=1) > 1
+        if not site.learns or site.of_parameter or not many:
+            continue
+        source = site.x.producer()
+        broken = [rule for rule in STREAM_RULES if rule.name == "stream-types" and io_type == "io_stream"]
+        if source is not None and source.op_type in REACH:
+            broken += [rule for rule in RULES if rule.name == "table-types"]
+        for rule in broken:
+            place = f"{site.node.op_type} '{site.node.name}'"
+            raise UnsupportedError(f"many types are learned: {rule.reason}", at=place, hint=rule.hint)
 
 
 def problems(model: ir.Model, io_type: str = "io_parallel") -> Iterator[UnsupportedError]:
@@ -117,8 +139,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "quant-scales",
-        "hls4ml takes one scale a tensor, and fails or is off by an LSB otherwise",
-        "run the pass lower-scales for weights; use one scale for activations",
+        "hls4ml takes one scale a weight or bias, and fails or is off by an LSB otherwise",
+        "run the pass lower-scales",
         is_quant,
         rules.shape_of(1, "scales"),
     ),
@@ -131,8 +153,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "quant-widths",
-        "hls4ml takes one width a tensor",
-        "run the pass lower-scales for weights",
+        "hls4ml takes one width a weight or bias",
+        "run the pass lower-scales",
         is_quant,
         rules.shape_of(3, "bit widths"),
     ),
@@ -150,7 +172,18 @@ RULES: tuple[Rule, ...] = (
         is_quant,
         rules.few_bits,
     ),
-    Rule("quant-rounding", "hls4ml has only ROUND and FLOOR", "train with ROUND or FLOOR", is_quant, rules.rounding),
+    Rule("quant-rounding", "ap_fixed has no such rounding", "train with ROUND or FLOOR", is_quant, rules.rounding),
+    Rule(
+        "quant-overflow",
+        "ap_fixed folds back otherwise than pqc",
+        "use SAT, SAT_SYM or WRAP for activations",
+        is_quant,
+        rules.overflow,
+    ),
+    Rule("quant-batch", "hls4ml has one type for all samples", "let them start with 1", is_quant, rules.along_batch),
+    Rule(
+        "quant-parameter", "hls4ml wants it on its grid", "run the pass lower-bits", is_fixed_quant, rules.not_lowered
+    ),
     Rule("quant-narrow", "hls4ml has no such type", "set narrow to 0", is_quant, rules.narrow),
     Rule("on-grid", "hls4ml may take the unrounded values", "run the pass fold-quant", is_quant, rules.off_grid),
     Rule(
@@ -232,6 +265,13 @@ RULES: tuple[Rule, ...] = (
         _on("AveragePool", *REACH),
         rules.unrounded,
     ),
+    Rule(
+        "table-types",
+        "hls4ml's table has one",
+        "use per_tensor for what is right behind it",
+        _on(*REACH),
+        rules.many_types_behind_table,
+    ),
     Rule("fork", "hls4ml rounds it for all of them", "let all of them take the Quant's result", _any, rules.fork),
     Rule(
         "constant-join",
@@ -244,6 +284,13 @@ RULES: tuple[Rule, ...] = (
 )
 
 STREAM_RULES: tuple[Rule, ...] = (
+    Rule(
+        "stream-types",
+        "hls4ml's streams carry one type a tensor",
+        "use granularity per_tensor for activations, or io_parallel",
+        is_quant,
+        rules.many_types,
+    ),
     Rule(
         "stream-pool",
         "hls4ml's streaming pools take windows side by side only",

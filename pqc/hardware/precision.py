@@ -17,7 +17,7 @@ from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.hardware import ranges as walk
 from pqc.hardware.intervals import Interval
-from pqc.hardware.quantizer import FixedType, fixed_type
+from pqc.hardware.quantizer import FixedType, FixedTypes, fixed_type, fixed_types, rounds_to_one
 from pqc.hardware.ranges import Ranges, of
 from pqc.hardware.tables import REACH, check_table
 from pqc.layers import is_quant
@@ -102,9 +102,9 @@ def layer_name(node: ir.Node, ranges: Ranges) -> str:
 
 
 def result_type(value: ir.Value, ranges: Ranges) -> FixedType:
-    """The type of a layer's result: that of the Quant which alone takes it, else the narrowest lossless one."""
+    """The type of a layer's result: that of the quantizer which alone takes it, else the narrowest lossless one."""
     user = sole_user(value)
-    return fixed_type(user) if user is not None and is_quant(user) else lossless(value, ranges[value])
+    return fixed_type(user) if user is not None and rounds_to_one(user) else lossless(value, ranges[value])
 
 
 def lossless(value: ir.Value, values: Interval) -> FixedType:
@@ -119,10 +119,10 @@ def lossless(value: ir.Value, values: Interval) -> FixedType:
 
 
 def _next_grids(value: ir.Value) -> Iterator[int]:
-    """Fraction bits of the Quant nodes that take `value`, directly or behind nodes without weights."""
+    """Fraction bits of the quantizers that take `value`, directly or behind nodes without weights."""
     for use in value.uses():
         if is_quant(use.node):
-            yield fixed_type(use.node).fraction
+            yield from (kind.fraction for kind in fixed_types(use.node).kinds())
         elif use.node.op_type not in ("MatMul", "Conv"):
             yield from _next_grids(use.node.outputs[0])
 
@@ -131,11 +131,29 @@ def _quant(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
     source, values = node.inputs[0], ranges[node.outputs[0]]
     if source is None or constant_through_quant(source):
         return []
+    if not rounds_to_one(node):
+        kinds = fixed_types(node)
+        own = TypeRecord.of(node.name or "", node, "result", lossless(node.outputs[0], values), values)
+        port = [TypeRecord.of(source.name or "", node, "result", port_type(kinds), values)]
+        return [*(port if source.is_graph_input() else []), own]
     if source.is_graph_input():
         return [TypeRecord.of(source.name or "", node, "result", fixed_type(node), values)]
     producer = source.producer()
     merged = producer is not None and sole_user(source) is node and takes_quant(producer)
     return [] if merged else [TypeRecord.of(f"{node.name}_act", node, "result", fixed_type(node), values)]
+
+
+def port_type(kinds: FixedTypes) -> FixedType:
+    """A type for float32 numbers from which rounding to `kinds` gives what rounding the numbers themselves gives.
+
+    Cutting off moves no number past a tie if the ties are on the grid and float32 has nothing between a tie and
+    the next point of it: the least tie, 2^-(f+1), has its neighbour 2^-(f+25) below. Rounding up needs the tie only.
+    """
+    guard = {"TRN": 0, "RND": 1}.get(kinds.rounding, 25)
+    integer = max((kind.integer for kind in kinds.kinds()), default=1)
+    fraction = kinds.fraction + guard
+    overflow = "WRAP" if kinds.overflow == "WRAP" else "SAT"
+    return FixedType(max(integer + fraction, 1), integer, kinds.signed, "TRN", overflow)
 
 
 def takes_quant(node: ir.Node) -> bool:
@@ -173,7 +191,7 @@ def _constant_type(value: ir.Value | None, ranges: Ranges) -> FixedType:
 
 def _after_quant(value: ir.Value, ranges: Ranges) -> Interval:
     user = sole_user(value)
-    return ranges[user.outputs[0]] if user is not None and is_quant(user) else ranges[value]
+    return ranges[user.outputs[0]] if user is not None and rounds_to_one(user) else ranges[value]
 
 
 def _average_pool(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
@@ -200,6 +218,8 @@ def _plain(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
 
 def _check_function(node: ir.Node, kind: FixedType, ranges: Ranges) -> None:
     user = sole_user(node.outputs[0])
-    if user is None or not is_quant(user):
-        raise UnsupportedError("no Quant rounds its result", at=walk.where(node), hint="put one right behind it")
+    if user is None or not rounds_to_one(user):
+        raise UnsupportedError(
+            "no quantizer with one type rounds its result", at=walk.where(node), hint="put one right behind it"
+        )
     check_table(node, of(node.inputs[0], ranges), kind)

@@ -19,8 +19,9 @@ from pqc.errors import HardwareError
 from pqc.hardware import layout, legality
 from pqc.hardware import ranges as walk
 from pqc.hardware.layout import Layout
-from pqc.hardware.precision import NO_BIAS, TypeRecord, derive
-from pqc.hardware.quantizer import FixedType
+from pqc.hardware.masks import register
+from pqc.hardware.precision import NO_BIAS, TypeRecord, derive, sole_user, takes_quant
+from pqc.hardware.quantizer import FixedType, rounds_to_one, told
 from pqc.hardware.tables import ENTRY, REACH, table_for
 
 Backend = Literal["Vitis", "Vivado"]
@@ -82,6 +83,9 @@ def write_project(
         for node in model.graph
         if node.op_type in REACH
     }
+    rounded = {
+        node.name or "" for node in model.graph if takes_quant(node) and rounds_to_one(sole_user(node.outputs[0]))
+    }
     fractions = [ranges[value].fraction for value in model.graph.outputs]
     order = layout.to_channels_last(model, ranges)
     made = [node.outputs[0] for node in model.graph if node.outputs[0].is_graph_output()]
@@ -92,7 +96,7 @@ def write_project(
     project = Project(out, backend, io_type, records, order, fractions, positions)
     project.log.unlink(missing_ok=True)
     with quiet(project.log):
-        _convert(graph.to_proto(model), project, tables)
+        _convert(graph.to_proto(model), project, tables, rounded)
     return project
 
 
@@ -110,14 +114,16 @@ def quiet(log: Path) -> Iterator[None]:
         yield
 
 
-def _convert(proto: onnx.ModelProto, project: Project, tables: dict[str, int]) -> None:
+def _convert(proto: onnx.ModelProto, project: Project, tables: dict[str, int], rounded: set[str]) -> None:
     import hls4ml
 
+    register()
     try:
         config = hls4ml.utils.config_from_onnx_model(
             proto, granularity="name", backend=project.backend, default_precision=DEFAULT
         )
-        _configure(config["LayerName"], project.records, tables)
+        config["Model"]["BitExact"] = False  # its pass knows no Quant, and pqc has derived the types already
+        _configure(config["LayerName"], project.records, tables, rounded)
         hls = hls4ml.converters.convert_from_onnx_model(
             str(project.folder / QONNX_FILE),
             output_dir=str(project.folder),
@@ -137,20 +143,21 @@ def _convert(proto: onnx.ModelProto, project: Project, tables: dict[str, int]) -
         ) from error
 
 
-def _configure(layers: dict[str, Any], records: list[TypeRecord], tables: dict[str, int]) -> None:
+def _configure(layers: dict[str, Any], records: list[TypeRecord], tables: dict[str, int], rounded: set[str]) -> None:
     """Set what hls4ml takes from its configuration: accumulators, the input, pools, tables and missing biases.
 
-    The result of a MatMul or Conv stays `auto` here: a layer with a result type takes no bias and no Quant.
+    The result of a MatMul or Conv stays `auto` here, and that of `rounded` nodes, which a Quant alone takes: a layer
+    with a result type takes no bias and no Quant.
     """
     for record in records:
         if record.op in ("MatMul", "Conv"):
             wanted = record.tensor == "accum" or record.type == NO_BIAS
         else:
             wanted = record.tensor in ("accum", "result") and record.layer == record.node
-            wanted = wanted and record.op not in ("Add", "Sub", "Mul") and record.type.overflow == "WRAP"
+            wanted = wanted and record.op not in ("Add", "Sub", "Mul", "Quant") and record.node not in rounded
         if wanted or record.layer == layout.INPUT:
             name = record.layer if record.layer == layout.INPUT else record.node
-            layers[name]["Precision"][record.tensor] = str(record.type)
+            layers[name]["Precision"][record.tensor] = str(told(record.type) if name == layout.INPUT else record.type)
     for name, size in tables.items():
         layers[name] |= {"TableSize": size, "TableT": str(ENTRY)}
 
@@ -189,9 +196,14 @@ def _type(precision: Any) -> FixedType:
 
 
 def _narrow(named: Any, record: TypeRecord) -> None:
-    """Replace a lossless type by the derived one, which is narrower; a rounding type must be right already."""
+    """Replace a lossless type by the derived one, which is narrower, or set the modes that no Quant can tell.
+
+    A type that a Quant has told must have its bits already.
+    """
     kind, found = record.type, _type(named.precision)
-    if record.tensor in ("weight", "bias") or kind.overflow != "WRAP" or not found.covers(kind):
+    same_bits = found == told(kind)
+    narrower = kind.overflow == "WRAP" and found.overflow == "WRAP" and found.covers(kind)
+    if record.tensor in ("weight", "bias") or not (same_bits or narrower):
         raise _wrong_type(found, record)
     precision = copy.copy(named.precision)
     precision.width, precision.integer, precision.signed = kind.width, kind.integer, kind.signed

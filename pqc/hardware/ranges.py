@@ -16,7 +16,7 @@ from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.hardware import intervals
 from pqc.hardware.intervals import Interval, TooWide
-from pqc.hardware.quantizer import fixed_type
+from pqc.hardware.quantizer import fixed_types
 from pqc.layers import is_quant
 
 EXACT_FLOAT = 2**24
@@ -76,10 +76,10 @@ def require_exact(node: ir.Node, worst: int, fraction: int) -> None:
 
 
 def _quant(node: ir.Node, ranges: Ranges) -> Interval:
-    kind, source = fixed_type(node), node.inputs[0]
+    kinds, source = fixed_types(node), node.inputs[0]
     if source is not None and source.is_graph_input():
-        return intervals.full(kind, input_shape(source))
-    return intervals.quantize(of(source, ranges), kind)
+        return intervals.full(kinds, input_shape(source))
+    return intervals.quantize_each(of(source, ranges), kinds)
 
 
 def input_shape(value: ir.Value) -> tuple[int, ...]:
@@ -183,7 +183,7 @@ def pool_fraction(node: ir.Node, x: Interval) -> int:
 
 def output_fraction(node: ir.Node) -> int:
     """Fraction bits of the finest Quant that takes the output of `node`."""
-    return max((fixed_type(use.node).fraction for use in node.outputs[0].uses() if is_quant(use.node)), default=0)
+    return max((fixed_types(use.node).fraction for use in node.outputs[0].uses() if is_quant(use.node)), default=0)
 
 
 def _average_pool(node: ir.Node, ranges: Ranges) -> Interval:
@@ -211,6 +211,7 @@ FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 RULES: dict[str, Callable[[ir.Node, Ranges], Interval]] = {
     "Quant": _quant,
+    "FixedQuant": _quant,
     "MatMul": _matmul,
     "Conv": _conv,
     "Add": _add,

@@ -9,11 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph
+from pqc.functions.fixed_quant import ROUNDINGS
 from pqc.hardware.precision import constant_through_quant, is_fused_bias, sole_user, takes_quant
-from pqc.hardware.quantizer import ROUNDING, fixed_type, parameter, power_of_two
+from pqc.hardware.quantizer import OVERFLOWS, fixed_type, fixed_types, parameter, power_of_two, rounds_to_one
 from pqc.hardware.ranges import groups, integers
 from pqc.hardware.tables import REACH
-from pqc.layers import is_quant
+from pqc.layers import grid, is_fixed_quant, is_qonnx_quant, is_quant
+from pqc.quantizer import AP_ROUNDING
 
 POOLS = ("MaxPool", "AveragePool")
 JOINS = ("Add", "Sub", "Mul")
@@ -27,38 +29,39 @@ def unknown(node: ir.Node) -> str | None:
 
 
 def computed_parameter(node: ir.Node) -> str | None:
-    missing = [
-        name for index, name in enumerate(("scale", "zero point", "bit width"), 1) if parameter(node, index) is None
-    ]
+    names = ("integer bits", "fractional bits") if is_fixed_quant(node) else ("scale", "zero point", "bit width")
+    missing = [name for index, name in enumerate(names, 1) if parameter(node, index) is None]
     return f"its {missing[0]} is computed" if missing else None
 
 
 def shape_of(index: int, name: str) -> Callable[[ir.Node], str | None]:
     def broken(node: ir.Node) -> str | None:
-        array = parameter(node, index)
+        array = parameter(node, index) if constant_through_quant(node.inputs[0]) else None
         return None if array is None or array.size == 1 else f"{array.size} {name}"
 
     return broken
 
 
 def scale(node: ir.Node) -> str | None:
-    scale = parameter(node, 1)
+    scale = parameter(node, 1) if is_qonnx_quant(node) else None
     wrong = [] if scale is None else [value for value in scale.reshape(-1) if power_of_two(float(value)) is None]
     return f"scale {float(wrong[0]):g}" if wrong else None
 
 
 def zero_point(node: ir.Node) -> str | None:
-    zero = parameter(node, 2)
+    zero = parameter(node, 2) if is_qonnx_quant(node) else None
     return None if zero is None or not zero.any() else f"zero point {float(zero.reshape(-1)[0]):g}"
 
 
 def fractional_bits(node: ir.Node) -> str | None:
-    bits = parameter(node, 3)
+    bits = parameter(node, 3) if is_qonnx_quant(node) else None
     wrong = [] if bits is None else [value for value in bits.reshape(-1) if not float(value).is_integer()]
     return f"{float(wrong[0]):g} bits" if wrong else None
 
 
 def few_bits(node: ir.Node) -> str | None:
+    if not is_qonnx_quant(node):
+        return None
     bits, signed = parameter(node, 3), bool(graph.attribute(node, "signed", 1))
     few = bits is not None and float(bits.min()) < 1 + signed
     return (
@@ -69,8 +72,42 @@ def few_bits(node: ir.Node) -> str | None:
 
 
 def rounding(node: ir.Node) -> str | None:
-    mode = str(graph.attribute(node, "rounding_mode", "ROUND"))
-    return None if mode in ROUNDING else f"rounding mode {mode}"
+    found = grid(node)
+    mode = "" if found is None else found.rounding
+    return None if AP_ROUNDING.get(mode, mode) in ROUNDINGS else f"rounding mode {mode}"
+
+
+def overflow(node: ir.Node) -> str | None:
+    found = grid(node)
+    return None if found is None or found.overflow in OVERFLOWS else f"overflow {found.overflow}"
+
+
+def not_lowered(node: ir.Node) -> str | None:
+    """A parameter that is still rounded by pqc's own quantizer."""
+    return "a weight or bias in FixedQuant" if constant_through_quant(node.inputs[0]) else None
+
+
+def along_batch(node: ir.Node) -> str | None:
+    if constant_through_quant(node.inputs[0]):
+        return None
+    shapes = [array.shape for value in node.inputs[1:] if (array := graph.constant(value)) is not None]
+    wrong = [shape for shape in shapes if len(shape) > 1 and shape[0] != 1]
+    return f"bits or scales of shape {list(wrong[0])}" if wrong else None
+
+
+def many_types(node: ir.Node) -> str | None:
+    """An activation whose elements have different types, or none."""
+    if constant_through_quant(node.inputs[0]) or rounds_to_one(node):
+        return None
+    kinds = fixed_types(node).distinct()
+    return f"{len(kinds)} types in one tensor" if len(kinds) > 1 else "no bits at all"
+
+
+def many_types_behind_table(node: ir.Node) -> str | None:
+    user = sole_user(node.outputs[0])
+    return (
+        "a result that is rounded to many types" if user is not None and is_quant(user) and many_types(user) else None
+    )
 
 
 def narrow(node: ir.Node) -> str | None:

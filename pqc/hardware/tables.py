@@ -19,6 +19,8 @@ from pqc.hardware.quantizer import FixedType
 
 ENTRY = FixedType(34, 2)
 MOST_ENTRIES = 2**14
+FINE = 56
+"""Fraction bits that hold a float32 between -1 and 1 exactly down to 2^-32."""
 REACH = {"Tanh": 4, "Sigmoid": 8}
 
 
@@ -76,6 +78,12 @@ def check_table(node: ir.Node, x: Interval, kind: FixedType) -> None:
     Raises:
         UnsupportedError: an input on which they differ.
     """
+    if kind.overflow == "WRAP":
+        raise UnsupportedError(
+            "the Quant behind it wraps, and its table has not been checked for that",
+            at=f"{node.op_type} '{node.name}'",
+            hint="use overflow SAT",
+        )
     low, high = x.bounds()
     inputs = np.arange(low, high + 1)
     wanted = reference(node.op_type, inputs, x.fraction, kind)
@@ -96,8 +104,8 @@ def check_table(node: ir.Node, x: Interval, kind: FixedType) -> None:
 def reference(function: str, inputs: Integers, fraction: int, kind: FixedType) -> Integers:
     """What ONNX Runtime and a Quant give for `inputs`, in units of `kind`."""
     values = _run(function, np.ldexp(inputs.astype(np.float32), -fraction))
-    scaled = np.clip(np.ldexp(values, kind.fraction), kind.low, kind.high)
-    return np.asarray(np.floor(scaled) if kind.rounding == "TRN" else np.rint(scaled), dtype=np.int64)
+    fine = np.floor(np.ldexp(values.astype(np.float64), FINE)).astype(np.int64)
+    return np.clip(shift_right(fine, FINE - kind.fraction, kind.rounding), kind.low, kind.high)
 
 
 def _run(function: str, values: np.ndarray) -> np.ndarray:

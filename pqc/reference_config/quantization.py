@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from pqc.errors import ScheduleError
-from pqc.reference_config.converted import Converted, Key
+from pqc.names import BITS_WEIGHT, EBOPS_WEIGHT
+from pqc.quantizer import PER_ELEMENT, PER_TENSOR, PER_WEIGHT, QONNX_ROUNDING
+from pqc.reference_config.converted import Converted
+from pqc.reference_config.layer_specific import BITS, TENSORS, Quantizers, layer_specific
 from pqc.reference_config.schema import QUANTIZATION, Quantization
 
-ROUNDING = {
-    "RND_CONV": "ROUND",
-    "TRN": "FLOOR",
-    "TRN_ZERO": "DOWN",
-    "RND_INF": "HALF_UP",
-    "RND_ZERO": "HALF_DOWN",
-    "RND": "ROUND",
-    "RND_MIN_INF": "ROUND",
-}
-"""The last two have no name in QONNX; only ties differ."""
-TIES = {"RND": "up", "RND_MIN_INF": "down"}
-TENSORS = {"weight": "weight", "bias": "weight", "input": "data", "output": "data"}
-"""The keys of `layer_specific`, and whose defaults they change."""
-SYMMETRIC = "the lowest value, -2^i, stays in the range (SAT)"
+ROUNDING = {**QONNX_ROUNDING, "RND": "RND", "RND_MIN_INF": "RND_MIN_INF"}
+"""QONNX's names where it has one: its quantizer is the quicker one."""
+WRAPS_BACK = ("RND", "RND_CONV")
+"""The roundings that go with WRAP_SM."""
+GRANULARITIES = ("per_tensor", "per_channel", "per_weight")
 CALIBRATED = (
     "sign and integer bits are chosen from the data, at the same width; "
     "--set quantization.calibrate=false keeps them as written, as the reference does"
 )
-BITS = ("keep_negatives", "integer_bits", "fractional_bits")
+STARTED = (
+    "sign and integer bits start from the data, fractional bits as written; "
+    "--set quantization.calibrate=false keeps them all, as the reference does"
+)
 
 
 def quantization(converted: Converted) -> dict[str, Any] | None:
@@ -42,18 +38,56 @@ def quantization(converted: Converted) -> dict[str, Any] | None:
         return None
     _refuse_quantizers(converted, section)
     _note_quantizers(converted, section)
-    kinds = {title: [getattr(section, f"default_{title}_{part}") for part in BITS] for title in ("weight", "data")}
-    for native, title in (("weights", "weight"), ("biases", "weight"), ("inputs", "data"), ("outputs", "data")):
-        part = "fractional_bits" if kinds[title][0] in (0, 1) else "keep_negatives"
-        converted.origins[f"quantization.{native}"] = (QUANTIZATION, f"default_{title}_{part}")
+    kinds = _quantizers(section)
+    for native, tensor in (("weights", "weight"), ("biases", "bias"), ("inputs", "input"), ("outputs", "output")):
+        part = "fractional_bits" if kinds.default(tensor)["keep_negatives"] in (0, 1) else "keep_negatives"
+        converted.origins[f"quantization.{native}"] = (QUANTIZATION, f"default_{TENSORS[tensor]}_{part}")
+    converted.origins["quantization.layers"] = (QUANTIZATION, "layer_specific")
+    own = layer_specific(converted, section.layer_specific, kinds)
+    if section.use_high_granularity_quantization:
+        converted.content["controls"] = {EBOPS_WEIGHT: section.hgq_beta, BITS_WEIGHT: section.hgq_gamma}
+        converted.origins |= {f"controls.{EBOPS_WEIGHT}": (QUANTIZATION, "hgq_beta")}
+        converted.origins |= {f"controls.{BITS_WEIGHT}": (QUANTIZATION, "hgq_gamma")}
     return {
-        "weights": kinds["weight"],
-        "biases": kinds["weight"],
-        "inputs": kinds["data"] if section.quantize_input else None,
-        "outputs": kinds["data"] if section.quantize_output else None,
+        "weights": kinds.written("weight"),
+        "biases": kinds.written("bias"),
+        "inputs": kinds.written("input") if section.quantize_input else None,
+        "outputs": kinds.written("output") if section.quantize_output else None,
+        **({"layers": own} if own else {}),
         "rounding": ROUNDING[section.round_mode],
         "calibrate": True,
     }
+
+
+def _quantizers(section: Quantization) -> Quantizers:
+    """What holds for each tensor; biases and activations have one type each unless bits are learned."""
+    learns = section.use_high_granularity_quantization
+    overflows = {"weight": _of_parameters(section), "data": section.overflow_mode_data}
+    fine = learns and section.granularity == "per_weight"
+    granularities = {
+        "weight": section.granularity,
+        "bias": PER_WEIGHT if fine else PER_TENSOR,
+        "input": PER_ELEMENT if fine else PER_TENSOR,
+        "output": PER_ELEMENT if fine else PER_TENSOR,
+    }
+    words: dict[str, dict[str, str]] = {}
+    for tensor, title in TENSORS.items():
+        found = {"granularity": granularities[tensor], "overflow": overflows[title]}
+        if learns:
+            found["learns"] = "fractional_bits" if found["overflow"] == "WRAP" else "bits"
+        usual = {"granularity": PER_TENSOR, "overflow": "SAT"}
+        words[tensor] = {key: word for key, word in found.items() if word != usual.get(key)}
+    defaults = {
+        title: {part: getattr(section, f"default_{title}_{part}") for part in BITS} for title in ("weight", "data")
+    }
+    rounded = {"weight": True, "bias": True, "input": section.quantize_input, "output": section.quantize_output}
+    return Quantizers(defaults, words, rounded)
+
+
+def _of_parameters(section: Quantization) -> str:
+    """How parameters overflow; older files say a symmetric range in another way."""
+    older = section.use_symmetric_quantization and section.overflow_mode_parameters == "SAT"
+    return "SAT_SYM" if older else section.overflow_mode_parameters
 
 
 def _refuse_quantizers(converted: Converted, section: Quantization) -> None:
@@ -67,73 +101,36 @@ def _refuse_quantizers(converted: Converted, section: Quantization) -> None:
         hint = f"--set {QUANTIZATION}.{key}={instead} trains without it"
         return converted.refusal((QUANTIZATION, key), message, hint)
 
-    if section.use_high_granularity_quantization:
-        raise refuse("use_high_granularity_quantization", "trained bit widths are not available yet", "false")
-    if section.granularity != "per_tensor":
-        raise refuse("granularity", f"pqc has one type per tensor, not {section.granularity}", "per_tensor")
-    data = ["overflow_mode_data"] if section.quantize_input or section.quantize_output else []
-    for key in ("overflow_mode_parameters", *data):
-        if getattr(section, key).startswith("WRAP"):
-            raise refuse(key, f"pqc saturates; {getattr(section, key)} is not available", "SAT")
+    learns = section.use_high_granularity_quantization
     if section.round_mode not in ROUNDING:
         raise refuse("round_mode", f"no rounding '{section.round_mode}' (known: {', '.join(ROUNDING)})", "RND_CONV")
+    if section.granularity not in GRANULARITIES:
+        known = ", ".join(GRANULARITIES)
+        raise refuse("granularity", f"no granularity '{section.granularity}' (known: {known})", "per_tensor")
+    if learns and section.granularity == "per_channel":
+        raise refuse("granularity", "trained bits are per_tensor or per_weight, as in the reference", "per_weight")
+    for key in ("overflow_mode_parameters", *_data_keys(section)):
+        if getattr(section, key) == "WRAP_SM" and learns:
+            raise refuse(key, "bits are trained under SAT, SAT_SYM or WRAP, not WRAP_SM", "SAT")
+        if getattr(section, key) == "WRAP_SM" and section.round_mode not in WRAPS_BACK:
+            raise refuse(key, f"WRAP_SM goes with {' and '.join(WRAPS_BACK)}, as in the reference", "SAT")
     if section.use_relu_multiplier and "use_relu_multiplier" in section.model_fields_set:
         raise refuse("use_relu_multiplier", "a learned factor before each relu is not available", "false")
-    for place, text in _changed_layers(converted, section):
-        raise converted.refusal(place, text, hint="remove the entry, or change the default for all layers")
 
 
-def _changed_layers(converted: Converted, section: Quantization) -> Iterator[tuple[Key, str]]:
-    """The entries of `layer_specific` that differ from what all layers have."""
-    root = (QUANTIZATION, "layer_specific")
-    entries = section.layer_specific or {}
-    for part in entries if isinstance(entries, list) else [entries]:
-        if not isinstance(part, dict):
-            raise converted.refusal(root, "a mapping of layers to their types, or a list of such mappings")
-        for layer, tensors in part.items():
-            yield from _changed_tensors(converted, section, (*root, str(layer)), tensors)
-
-
-def _changed_tensors(
-    converted: Converted, section: Quantization, key: Key, tensors: object
-) -> Iterator[tuple[Key, str]]:
-    if not isinstance(tensors, dict):
-        raise converted.refusal(key, "a mapping of weight, bias, input and output to their bits")
-    for tensor, bits in tensors.items():
-        here = (*key, str(tensor))
-        if tensor in TENSORS and isinstance(bits, dict):
-            yield from _changed_bits(converted, section, here, bits)
-        elif isinstance(bits, dict) and not TENSORS.keys().isdisjoint(bits):
-            yield from _changed_tensors(converted, section, here, bits)
-        else:
-            converted.unknown(here, f"not one of {', '.join(TENSORS)}")
-
-
-def _changed_bits(
-    converted: Converted, section: Quantization, key: Key, bits: dict[Any, Any]
-) -> Iterator[tuple[Key, str]]:
-    tensor = key[-1]
-    default = {part: getattr(section, f"default_{TENSORS[tensor]}_{part}") for part in BITS}
-    default |= {"quantize": getattr(section, f"quantize_{tensor}")} if TENSORS[tensor] == "data" else {}
-    for part, value in bits.items():
-        if part not in default:
-            converted.unknown((*key, str(part)), f"not one of {', '.join(default)}")
-        elif value != default[part]:
-            yield (*key, part), f"{value!r:.40} in one layer, and pqc has {default[part]!r} in all of them so far"
+def _data_keys(section: Quantization) -> list[str]:
+    return ["overflow_mode_data"] if section.quantize_input or section.quantize_output else []
 
 
 def _note_quantizers(converted: Converted, section: Quantization) -> None:
     def note(key: str, text: str) -> None:
         converted.note((QUANTIZATION, key), text)
 
-    if section.round_mode in TIES:
-        ties = TIES[section.round_mode]
-        note("round_mode", f"ties go to even (ROUND), not {ties} ({section.round_mode}): one last bit apart")
-    if "SAT_SYM" in (section.overflow_mode_parameters, section.overflow_mode_data):
-        parameters = section.overflow_mode_parameters == "SAT_SYM"
-        note(f"overflow_mode_{'parameters' if parameters else 'data'}", SYMMETRIC)
-    elif section.use_symmetric_quantization:
-        note("use_symmetric_quantization", f"an older word for overflow_mode_parameters: SAT_SYM; {SYMMETRIC}")
+    learns = section.use_high_granularity_quantization
+    if section.granularity != "per_tensor" and not learns:
+        note("granularity", "integer bits of weights are chosen once, before training, not in each step")
+    if section.use_symmetric_quantization and section.overflow_mode_parameters == "SAT":
+        note("use_symmetric_quantization", "an older word for overflow_mode_parameters: SAT_SYM")
     if section.dynamic_data_quantization:
         note("dynamic_data_quantization", "types of activations are chosen once, before training, not for each batch")
     if section.quantize_output:
@@ -142,5 +139,11 @@ def _note_quantizers(converted: Converted, section: Quantization) -> None:
         note("use_real_tanh", "a tanh stays one; the reference would train a hard tanh")
     if section.use_relu_multiplier:
         note("use_relu_multiplier", "true where it is missing, and not taken: no learned factor before each relu")
+    if learns and section.overflow_mode_data == "WRAP" and _data_keys(section):
+        note(
+            "overflow_mode_data",
+            "integer bits of activations follow each batch and lose at most 0.01 a step; in the reference's PyTorch "
+            "layers they are what the last batch needed (--set quantization.integer_bits_decay)",
+        )
     if not converted.settled("quantization.calibrate"):
-        note("default_data_integer_bits", CALIBRATED)
+        note("default_data_integer_bits", STARTED if learns else CALIBRATED)

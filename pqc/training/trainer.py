@@ -90,10 +90,10 @@ class Trainer:
         self.batch = min(schedule.training.batch, len(data.train))
         self.method = schedule.method
         self.events = Events(compressible)
-        self.bits = LearnedBits(compressible)
         self.front = Front(folder, metrics.metric_name(schedule.training.loss))
         self.frozen: ir.Model | None = None
         self.inputs, self.target = data.train.all()
+        self.bits = LearnedBits(compressible, self.inputs)
         check_length(schedule, len(self.target) // self.batch)
         self.state = TrainingState(values_of(compressible), {}, fingerprint=fingerprint)
         self._controls = control_curves(schedule)

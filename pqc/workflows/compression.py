@@ -20,7 +20,8 @@ from pqc.workflows.checks import check_inputs
 from pqc.workflows.sources import resolve
 
 NORMALIZE = "normalize,fold-constants,fold-batchnorm,lower-gemm"
-FINALIZE = "freeze-masks,freeze-bits,fold-masks,lower-bits,fold-quant,strip-training,normalize"
+FINALIZE = "freeze-masks,freeze-bits,fold-masks,lower-bits,fold-quant,drop-wraps,lower-bits,strip-training,normalize"
+# lower-bits a second time for what drop-wraps lets saturate, which takes weights on their grid.
 CALIBRATION_ROWS, VERIFY_ROWS = 4096, 64
 CHEAP_ELEMENTS = 1_000_000
 NOTES = logging.getLogger("pqc.notes")
@@ -46,8 +47,12 @@ def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
         options += [f"layers={quote(json.dumps(own))}"] if own else []
         options += [f"exclude={quote(write(quantization.exclude))}"] if quantization.exclude else []
         parts.append(f"insert-quant{{{' '.join(options)}}}")
-        if quantization.calibrate and calibration is not None:
-            parts.append(f"calibrate-quant{{data={quote(str(calibration))}}}")
+        how = quantization.calibration
+        if quantization.calibrate and how is not None and calibration is not None:
+            options = [f"data={quote(str(calibration))}"]
+            options += [f"method={how.method}"] if how.method != "mse" else []
+            options += [f"percent={write(how.percent)}"] if how.percent is not None else []
+            parts.append(f"calibrate-quant{{{' '.join(options)}}}")
     method = plan.method
     if method is not None:
         options = [f"method={method.title}", f"pruning-first={write(pruning.pruning_first)}"]

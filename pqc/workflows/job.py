@@ -186,6 +186,7 @@ class Job:
         """Refuse what the hand-over would refuse, before an hour of training rather than after it."""
         from pqc.hardware import handover, legality
 
+        legality.check_learned(compressible.graph, self.options.io_type)
         network, _ = handover.prepare(finalize(compressible, verify_each=False)[0])
         legality.check(handover.lower(network), self.options.io_type)
 
