@@ -84,6 +84,8 @@ class _Writer:
             value = self._halves(site.node, value, grid, rounding)
             value = self._elementwise("Add", value, sign * grid.scale / 2, f"{site.node.name}.half", before=site.node)
         else:
+            if rounding == "RND_INF":  # QONNX adds a half to |x| too
+                value = self._halves(site.node, value, grid, "DOWN")
             rounding = QONNX_ROUNDING[rounding]
         quant = self._quant(site.node, value, grid, rounding)
         if not alive.all():
@@ -91,7 +93,7 @@ class _Writer:
             name = output.name
             output.name = self.names.new(f"{name}.all")
             readers = list(output.uses())
-            gate = self._elementwise("Mul", output, alive.astype(np.float32), f"{site.node.name}.alive", after=quant)
+            gate = self._elementwise("Mul", output, alive.astype(np.float32), f"{quant.name}.alive", after=quant)
             for reader, index in readers:
                 reader.replace_input_with(index, gate)
             gate.name = name

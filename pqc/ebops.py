@@ -81,11 +81,11 @@ class Counter:
         if node is None:
             return self._constant(np.full(shape, FLOAT_BITS, np.float32))
         if layers.is_fixed_quant(node):
-            return self._full(self._fixed_width(node), shape)
+            return self._of_masked(node, self._full(self._fixed_width(node), shape))
         if layers.is_quant(node):
             found = layers.grid(node)
             bits = np.float32(FLOAT_BITS) if found is None else found.bits
-            return self._constant(np.broadcast_to(bits, shape).astype(np.float32))
+            return self._of_masked(node, self._constant(np.broadcast_to(bits, shape).astype(np.float32)))
         if layers.applies_mask(node):
             width = self.width(graph.operand(node, 0))
             return width if self.nonzero else self._masked(width, graph.operand(node, 1))
@@ -94,6 +94,13 @@ class Counter:
         if not node.domain and node.op_type in SAME_GRID and len(node.inputs) > 0:
             return self._moved(node, value)
         return self._constant(np.full(shape, FLOAT_BITS, np.float32))
+
+    def _of_masked(self, node: ir.Node, width: ir.Value) -> ir.Value:
+        """The widths that a quantizer gives, none where a mask before it lets nothing through."""
+        before = graph.operand(node, 0).producer()
+        if self.nonzero or before is None or not layers.applies_mask(before):
+            return width
+        return self._masked(width, graph.operand(before, 1))
 
     def _fixed_width(self, node: ir.Node) -> ir.Value:
         attributes = {"signed": node.attributes.get_int("signed", 1)}
