@@ -51,7 +51,7 @@ class _Writer:
         scale, axis = placed
         if array is not None:
             integers = np.rint(array.astype(np.float64) / grid.scale)
-            kind: type[np.integer] = np.int8 if -128 <= integers.min() and integers.max() <= 127 else np.int32
+            kind: type[np.integer] = np.int8 if integers.min() >= -128 and integers.max() <= 127 else np.int32
             rounded = graph.add_initializer(self.main, self.names.new(f"{x.name}.integers"), integers.astype(kind))
         else:
             rounded = self._rounded(node, x, grid, scale, axis)

@@ -186,6 +186,7 @@ PLACES = {
     "lower-conv": [FLOAT, FOLDED],
     "lower-pool": [FLOAT, FOLDED],
     "lower-reshape": [FLOAT, FOLDED],
+    "write-qcdq": [FOLDED, f"{QUANTIZED},fold-quant"],
     "lower-scales": [FOLDED],
     "fold-gates": [GATED],
     "raise-bits": [GATED, QUANTIZED],

@@ -28,6 +28,7 @@ def export(model: str | Path, *, portable: Path | None = None, qcdq: Path | None
         yield from _write(clean, graph.copy(clean), portable)
     if qcdq is not None:
         written = graph.copy(clean)
+        pipeline.run(written, "lower-scales")
         kept = [(node.name, reason_to_keep(node)) for node in written.graph if layers.is_quant(node)]
         pipeline.run(written, "write-qcdq")
         yield from _write(clean, written, qcdq)
