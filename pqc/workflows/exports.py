@@ -28,11 +28,11 @@ def export(model: str | Path, *, portable: Path | None = None, qcdq: Path | None
         yield from _write(clean, graph.copy(clean), portable)
     if qcdq is not None:
         written = graph.copy(clean)
-        pipeline.run(written, "lower-scales")
+        # Weights with types of their own each go on one grid, but only where one axis is not enough.
+        pipeline.run(written, "write-qcdq,lower-scales,write-qcdq")
         kept = [(node.name, reason_to_keep(node)) for node in written.graph if layers.is_quant(node)]
-        pipeline.run(written, "write-qcdq")
         yield from _write(clean, written, qcdq)
-        yield from (f"  kept as it is: node '{name}': {reason}" for name, reason in kept if reason)
+        yield from (f"  kept as it is: node '{name}': {reason}" for name, reason in kept)
 
 
 def _write(clean: ir.Model, form: ir.Model, path: Path) -> Iterator[str]:
