@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,8 @@ class WriteQcdq(Pass):
     """Write quantizers with ONNX's own operators: quantize, clip, dequantize.
 
     Quant(x) → DequantizeLinear(Clip(QuantizeLinear(x))) with eight bits, without Clip where all of them are used.
-    Quant(W), W being on its grid → DequantizeLinear(integers): eight bits, or thirty-two where eight do not hold them.
+    Quant(W), W being on its grid → DequantizeLinear(integers): eight bits, or thirty-two where eight do not hold them, or
+    where they meet an activation that stays as it is: runtimes round such a one to eight bits, too, for speed.
     Leaves what these operators do not compute exactly: other roundings than half to even, zero points, activations over
     eight bits or with widths of their own, scales that do not lie along one axis, FixedQuant.
     """
@@ -28,7 +29,9 @@ class WriteQcdq(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         writer = _Writer(model.graph)
-        written = sum(writer.write(node) for node in list(model.graph) if layers.is_qonnx_quant(node))
+        quants = [node for node in model.graph if layers.is_qonnx_quant(node)]
+        activations_first = sorted(quants, key=lambda node: graph.constant(node.inputs[0]) is not None)
+        written = sum(writer.write(node) for node in activations_first)
         if written:
             graph.remove_unused(model.graph)
         return written
@@ -51,7 +54,8 @@ class _Writer:
         scale, axis = placed
         if array is not None:
             integers = np.rint(array.astype(np.float64) / grid.scale)
-            kind: type[np.integer] = np.int8 if integers.min() >= -128 and integers.max() <= 127 else np.int32
+            small = -128 <= integers.min(initial=0) and integers.max(initial=0) <= 127
+            kind: type[np.integer[Any]] = np.int8 if small and _meets_integers(node) else np.int32
             rounded = graph.add_initializer(self.main, self.names.new(f"{x.name}.integers"), integers.astype(kind))
         else:
             rounded = self._rounded(node, x, grid, scale, axis)
@@ -85,6 +89,22 @@ class _Writer:
         node = ir.node(operator, inputs, attributes, name=self.names.new(name), outputs=[output])
         self.main.insert_before(before, node)
         return output
+
+
+def _meets_integers(node: ir.Node) -> bool:
+    """Whether every activation that a weight is multiplied by was written as integers."""
+    products = [
+        reader for reader, index in node.outputs[0].uses() if reader.op_type in layers.OUTPUT_AXIS and index == 1
+    ]
+    return all(_dequantized(graph.operand(reader, 0)) for reader in products)
+
+
+def _dequantized(value: ir.Value) -> bool:
+    """Whether a value comes from DequantizeLinear, perhaps through what only moves it."""
+    node = value.producer()
+    while node is not None and not node.domain and node.op_type in layers.MOVES | {"Relu"}:
+        node = graph.operand(node, 0).producer()
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
 def reason_to_keep(node: ir.Node) -> str | None:
