@@ -19,8 +19,8 @@ class WriteQcdq(Pass):
     """Write quantizers with ONNX's own operators: quantize, clip, dequantize.
 
     Quant(x) → DequantizeLinear(Clip(QuantizeLinear(x))) with eight bits, without Clip where all of them are used.
-    Quant(W), W being on its grid → DequantizeLinear(integers): eight bits, or thirty-two where eight do not hold them, or
-    where they meet an activation that stays as it is: runtimes round such a one to eight bits, too, for speed.
+    Quant(W), W being on its grid → DequantizeLinear(integers): eight bits, or thirty-two where eight do not hold them,
+    or where they meet an activation that stays as it is: runtimes round such a one to eight bits, too, for speed.
     Leaves what these operators do not compute exactly: other roundings than half to even, zero points, activations over
     eight bits or with widths of their own, scales that do not lie along one axis, FixedQuant.
     """
@@ -54,7 +54,7 @@ class _Writer:
         scale, axis = placed
         if array is not None:
             integers = np.rint(array.astype(np.float64) / grid.scale)
-            small = -128 <= integers.min(initial=0) and integers.max(initial=0) <= 127
+            small = integers.min(initial=0) >= -128 and integers.max(initial=0) <= 127
             kind: type[np.integer[Any]] = np.int8 if small and _meets_integers(node) else np.int32
             rounded = graph.add_initializer(self.main, self.names.new(f"{x.name}.integers"), integers.astype(kind))
         else:

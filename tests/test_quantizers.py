@@ -145,7 +145,7 @@ def expected(case: Case, rounding: str, overflow: str) -> np.ndarray:
             y = ref.round_to_grid(x, case.f, rounding)
         else:
             y = ref.fixed_point(x, k, case.i, case.f, rounding, overflow, zero_empty=False)
-        return y * ~case.empty
+        return y if overflow == NO_OVERFLOW else y * ~case.empty
 
 
 # FixedQuant

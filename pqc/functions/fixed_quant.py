@@ -59,7 +59,7 @@ def FixedQuant(
     wraps loses a whole number of periods, the nearest, which float32 computes without error. An infinity saturates, and
     is no number once it wraps, as is a finite x whose x 2^f is beyond float32.
     Where i + f is not above zero there are no bits, and the result is zero: a sign alone would be -2^-f or 0, which
-    QONNX has no word for.
+    QONNX has no word for. NONE rounds only, whatever i is.
     """
     k = op.CastLike(op.Constant(value_int=signed), x)
     fraction = op.Round(f)
@@ -90,7 +90,11 @@ def FixedQuant(
                 else:
                     wrapped = op.Identity(q)
             y = wrapped * step
-    return y * op.CastLike(op.Round(i) + fraction > 0.0, x)
+    if mode == "NONE":
+        result = op.Identity(y)
+    else:
+        result = y * op.CastLike(op.Round(i) + fraction > 0.0, x)
+    return result
 
 
 @script(QUANTIZER, default_opset=op)
