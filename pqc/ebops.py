@@ -45,7 +45,7 @@ class Counter:
 
     Args:
         main: the graph; parameters and bits may be initializers or computed.
-        nonzero: leave out weights that are zero once masked and rounded, rather than those whose mask is zero.
+        nonzero: leave out weights and biases that are zero once masked and rounded, rather than those whose mask is zero.
     """
 
     def __init__(self, main: ir.Graph, *, nonzero: bool = False) -> None:
@@ -63,8 +63,9 @@ class Counter:
         )
         if layer.bias is None or layer.bias_add is None or layer.bias_index is None:
             return Terms(products, None, data, weight, None)
-        bias = self.width(graph.operand(layer.bias_add, layer.bias_index))
-        additions = self._add(("", "ReduceSum"), [bias], "additions", {"keepdims": 0})
+        added = graph.operand(layer.bias_add, layer.bias_index)
+        bias = self.width(added)
+        additions = self._add(("", "ReduceSum"), [self._present(added)], "additions", {"keepdims": 0})
         if _positions(layer) != 1:
             outputs = self._constant(np.float32(_positions(layer)))
             additions = self._add(("", "Mul"), [additions, outputs], "additions")
@@ -123,7 +124,7 @@ class Counter:
         return self._add(("", "Mul"), [width, gate], "width.masked", {}, graph.dims(width))
 
     def _present(self, operand: ir.Value) -> ir.Value:
-        """The widths of weights, zero for those that are."""
+        """The widths of parameters, zero for those that are."""
         width = self.width(operand)
         return self._masked(width, self._add(("", "Abs"), [operand], "weight.size")) if self.nonzero else width
 

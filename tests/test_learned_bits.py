@@ -138,6 +138,8 @@ def test_clean_equals_trained_for_learned_bits(jets: Path, tmp_path: Path) -> No
     for name, array in wanted.items():
         np.testing.assert_array_equal(found[name], array)
     assert metrics.keep_ratio(metrics.Probe(clean).costs({})) < 0.9
+    assert metrics.Probe(clean).costs({}) == metrics.Probe(trained).costs({})
+    assert any(np.any(graph.constant(layer.bias) == 0) for layer in layers.layers(clean.graph))
 
 
 def test_bits_stay_in_fine_tuning_and_move_before(jets: Path, tmp_path: Path) -> None:
