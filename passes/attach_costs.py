@@ -17,14 +17,15 @@ class AttachCosts(Pass):
     """Add the price of learned bits to the loss.
 
     loss → loss + ebops-weight · EBOPs + bits-weight · (sum of all learned bits), both weights being scalars that a
-    schedule anneals; without `bits` there is no last term. EBOPs count products of widths and additions of biases, and
-    leave out weights whose mask is zero.
+    schedule anneals. EBOPs count products of widths and additions of biases, and leave out weights whose mask is zero.
+    Without `bits` there is no last term; without `signs` widths are counted without their sign bits.
     Leaves a graph without a loss, without learned bits, or with their price.
     """
 
     title: ClassVar[str] = "attach-costs"
 
     bits: bool = True
+    signs: bool = True
 
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph
@@ -33,7 +34,7 @@ class AttachCosts(Pass):
         if place is None or not learned or EBOPS_WEIGHT in main.initializers:
             return 0
         writer = _Writer(main)
-        counter = Counter(main)
+        counter = Counter(main, signs=self.signs)
         terms = [counter.layer(layer) for layer in layers.layers(main)]
         costs = [value for one in terms for value in (one.products, one.additions) if value is not None]
         price = writer.product(writer.sum(costs, "ebops"), EBOPS_WEIGHT)

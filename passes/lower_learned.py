@@ -61,7 +61,7 @@ class _Writer:
             return False
         shapes = [graph.dims(value) if value.shape is not None else None for value in (site.i, site.f)]
         if overflow == NO_OVERFLOW:
-            self._without_overflow(site, widths[0], signed)
+            self._without_overflow(site, widths[0])
         elif overflow == "SAT_SYM" and signed and shapes == [_static(site.x)] * 2:
             self._parameter(site, widths[0])
         else:
@@ -71,12 +71,13 @@ class _Writer:
 
     def _parameter(self, site: BitsSite, width: ir.Node) -> None:
         name = f"{site.node.name}.learned"
-        found = self._add(PARAMETER_BITS.key, [site.x, site.i, site.f], name, 5, site.x.shape, before=site.node)
+        signs = {"signs": width.attributes.get_int("signed", 1)}
+        found = self._add(PARAMETER_BITS.key, [site.x, site.i, site.f], name, 5, site.x.shape, signs, before=site.node)
         self._take_over(site, width, found[0], found[1])
 
-    def _without_overflow(self, site: BitsSite, width: ir.Node, signed: int) -> None:
+    def _without_overflow(self, site: BitsSite, width: ir.Node) -> None:
         name = site.node.name
-        k = self._constant(f"{name}.sign", np.float32(signed))
+        k = self._constant(f"{name}.sign", np.float32(width.attributes.get_int("signed", 1)))
         shift, bits = self._add(STEP_WIDTH.key, [site.f, site.i, k], f"{name}.step", 2, site.f.shape, before=site.node)
         rounded = self._add(SHIFT_ROUND.key, [site.x, shift], f"{name}.learned", 1, site.x.shape, before=site.node)
         self._take_over(site, width, rounded[0], bits)

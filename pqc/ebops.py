@@ -45,12 +45,14 @@ class Counter:
 
     Args:
         main: the graph; parameters and bits may be initializers or computed.
-        nonzero: leave out weights and biases that are zero once masked and rounded, rather than those whose mask is zero.
+        nonzero: leave out parameters that are zero once masked and rounded, rather than those whose mask is zero.
+        signs: count the sign bits, as QONNX's widths do; HGQ2 counts without them.
     """
 
-    def __init__(self, main: ir.Graph, *, nonzero: bool = False) -> None:
+    def __init__(self, main: ir.Graph, *, nonzero: bool = False, signs: bool = True) -> None:
         self.main = main
         self.nonzero = nonzero
+        self.signs = signs
         self.names = graph.Names(main)
         self._widths: dict[ir.Value, ir.Value] = {}
 
@@ -85,7 +87,7 @@ class Counter:
             return self._of_masked(node, self._full(self._fixed_width(node), shape))
         if layers.is_quant(node):
             found = layers.grid(node)
-            bits = np.float32(FLOAT_BITS) if found is None else found.bits
+            bits = np.float32(FLOAT_BITS) if found is None else found.bits - (found.signed and not self.signs)
             return self._of_masked(node, self._constant(np.broadcast_to(bits, shape).astype(np.float32)))
         if layers.applies_mask(node):
             width = self.width(graph.operand(node, 0))
@@ -104,7 +106,7 @@ class Counter:
         return self._masked(width, graph.operand(before, 1))
 
     def _fixed_width(self, node: ir.Node) -> ir.Value:
-        attributes = {"signed": node.attributes.get_int("signed", 1)}
+        attributes = {"signed": node.attributes.get_int("signed", 1) if self.signs else 0}
         bits = [graph.operand(node, 1), graph.operand(node, 2)]
         width = self._add(WIDTH.key, bits, f"{node.name}.width", attributes)
         width.shape = ir.Shape(np.broadcast_shapes(*(graph.dims(one) for one in bits)))

@@ -198,6 +198,7 @@ class Quantization(Section):
         calibration: how; a word is its method, and null leaves it off, too.
         integer_bits_decay: how many integer bits that follow their numbers lose in a step that needs fewer.
         wrap_in_training: let numbers wrap in a training step too.
+        price_signs: whether sign bits are paid for in the loss.
     """
 
     weights: Bits = Quantizer(FixedPoint(1, 0, 7))
@@ -210,6 +211,7 @@ class Quantization(Section):
     calibration: Annotated[RangeCalibration | None, BeforeValidator(_named)] = RangeCalibration()
     integer_bits_decay: Annotated[float, Field(ge=0)] = 0.01
     wrap_in_training: bool = False
+    price_signs: bool = True
     exclude: tuple[str, ...] = ()
 
     @model_validator(mode="after")

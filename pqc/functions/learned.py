@@ -23,8 +23,8 @@ def PowerOfTwo(n: FLOAT) -> FLOAT:
 
 
 @script(LEARNED, default_opset=op)
-def ParameterBits(x: FLOAT, i: FLOAT, f: FLOAT):
-    """FixedQuant (SAT_SYM, RND_CONV, signed) of parameters with bits of their own each, and the widths.
+def ParameterBits(x: FLOAT, i: FLOAT, f: FLOAT, signs: int = 1):
+    """FixedQuant (SAT_SYM, RND_CONV, signed) of parameters with bits of their own each, and widths with `signs` or not.
 
     Returns:
         The rounded parameters, their widths, and what the gradient needs: the saturated parameters and the steps.
@@ -37,7 +37,7 @@ def ParameterBits(x: FLOAT, i: FLOAT, f: FLOAT):
     shift = step * 12582912.0
     y = (clipped + shift) - shift
     magnitude = op.Relu(integer + fraction)
-    width = magnitude + op.Min(magnitude, 1.0)
+    width = magnitude + op.CastLike(op.Constant(value_int=signs), x) * op.Min(magnitude, 1.0)
     return y, width, clipped, step, largest
 
 

@@ -150,8 +150,11 @@ def loss_pipeline(schedule: Schedule) -> str:
     options = {key: write(value) for key, value in schedule.training.loss_options.items()}
     extra = f" options={write(options)}" if options else ""
     price = curves.parse(schedule.controls.get(BITS_WEIGHT, PRICES[BITS_WEIGHT]))
-    bits = "" if any(price(n, 9) for n in range(9)) else "{bits=false}"
-    return f"attach-loss{{loss={schedule.training.loss}{extra}}},attach-costs{bits}"
+    parts = [] if any(price(n, 9) for n in range(9)) else ["bits=false"]
+    if schedule.quantization is not None and not schedule.quantization.price_signs:
+        parts.append("signs=false")
+    costs = f"attach-costs{{{' '.join(parts)}}}" if parts else "attach-costs"
+    return f"attach-loss{{loss={schedule.training.loss}{extra}}},{costs}"
 
 
 def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -> str:
