@@ -38,6 +38,18 @@ def exp(start: float, end: float) -> Curve:
     return lambda n, length: start * (end / start) ** _part(n, length)
 
 
+def stairs(start: float, end: float, steps: float) -> Curve:
+    """So many equal stretches, each a constant factor above the one before, from start to end."""
+    if steps < 1 or steps != int(steps):
+        raise ValueError("the number of stretches is a whole number from 1 on")
+
+    def curve(n: float, length: int) -> float:
+        step = min(math.floor(n * steps / max(length, 1)), steps - 1)
+        return start * (end / start) ** (step / max(steps - 1, 1))
+
+    return curve
+
+
 def cosine(start: float, end: float) -> Curve:
     """Half a cosine wave."""
     return lambda n, length: end + (start - end) * (1 + math.cos(math.pi * min(_part(n, length), 1.0))) / 2
@@ -91,6 +103,7 @@ CURVES: dict[str, Callable[..., Curve]] = {
     "constant": constant,
     "linear": linear,
     "exp": exp,
+    "stairs": stairs,
     "cosine": cosine,
     "step": step,
     "warmup_cosine": warmup_cosine,

@@ -41,6 +41,13 @@ def test_step_multiplies_at_each_fraction() -> None:
     assert [curve(n, 8) for n in range(8)] == [8, 8, 4, 4, 4, 4, 2, 2]
 
 
+def test_stairs_have_equal_steps_a_constant_factor_apart() -> None:
+    curve = curves.parse("stairs(1, 8, 4)")
+    assert [curve(n, 8) for n in range(9)] == pytest.approx([1, 1, 2, 2, 4, 4, 8, 8, 8])
+    assert [curve(n, 6) for n in range(6)] == pytest.approx([1, 1, 2, 4, 4, 8])
+    assert curves.parse("stairs(3, 5, 1)")(7, 9) == 3
+
+
 def test_warmup_rises_in_a_line_to_its_start() -> None:
     curve = curves.parse("warmup_cosine(4, 0, 0.4)")
     assert [curve(n, 10) for n in range(4)] == pytest.approx([1, 2, 3, curves.parse("cosine(4, 0)")(3, 10)])
@@ -77,6 +84,8 @@ def test_a_curve_stays_between_its_ends_and_never_turns(start: float, end: float
         "exp()",
         "exp(1)",
         "exp(1, 2, 3)",
+        "stairs(1, 2, 0)",
+        "stairs(1, 2, 2.5)",
         "exp(a, b)",
         "exp(1; 2)",
         "exp(0, 2)",
@@ -105,7 +114,7 @@ def test_a_misspelt_curve_names_the_nearest() -> None:
     with pytest.raises(PqcError) as caught:
         curves.parse("cosin(1, 0)")
     assert str(caught.value) == (
-        "no curve 'cosin'; did you mean 'cosine'?\nhint: curves are: constant, linear, exp, cosine, step, warmup_cosine, ramp, cubic, autosparse"
+        "no curve 'cosin'; did you mean 'cosine'?\nhint: curves are: constant, linear, exp, stairs, cosine, step, warmup_cosine, ramp, cubic, autosparse"
     )
 
 
