@@ -31,7 +31,20 @@ phases:
   training: {epochs: 1}
   fine_tuning: {epochs: 1}
 """
-VERBS = ["run", "train", "finalize", "hls", "opt", "show", "diff", "list", "schedule", "doctor"]
+VERBS = [
+    "run",
+    "train",
+    "finalize",
+    "hls",
+    "opt",
+    "show",
+    "diff",
+    "list",
+    "schedule",
+    "check-quant",
+    "export",
+    "doctor",
+]
 DEFECT = "this is a defect of pqc"
 
 
@@ -158,7 +171,7 @@ def test_the_help_of_each_verb_has_an_example(verb: str, pqc: Run) -> None:
 
 
 def test_the_verbs_are_listed_in_the_order_of_the_chain(pqc: Run) -> None:
-    listed = re.findall(r"^  ([a-z]+) ", pqc("--help").out.split("Commands:")[1], re.M)
+    listed = re.findall(r"^  ([a-z-]+) ", pqc("--help").out.split("Commands:")[1], re.M)
     assert listed == VERBS
 
 
@@ -961,7 +974,7 @@ def test_no_hint_names_a_command_that_does_not_exist() -> None:
     commands = {
         match
         for file in (*folder.rglob("*.py"), *Path(folder.parent / "passes").glob("*.py"))
-        for match in re.findall(r"`pqc ([a-z]+)", file.read_text())
+        for match in re.findall(r"`pqc ([a-z-]+)", file.read_text())
     }
     assert commands <= known
     kinds = {match for file in folder.rglob("*.py") for match in re.findall(r"`pqc list ([a-z]+)", file.read_text())}
