@@ -45,7 +45,8 @@ def stairs(start: float, end: float, steps: float) -> Curve:
 
     def curve(n: float, length: int) -> float:
         step = min(math.floor(n * steps / max(length, 1)), steps - 1)
-        return start * (end / start) ** (step / max(steps - 1, 1))
+        value: float = start * (end / start) ** (step / max(steps - 1, 1))
+        return value
 
     return curve
 
