@@ -53,10 +53,11 @@ def segments(schedule: Schedule) -> list[Segment]:
 
 
 def _within(phase: Phase, ebops: float | None) -> Phase:
-    """The phase, ending with its best epoch within the target where there is one and the phase does not choose."""
-    if ebops is None or phase.select == "best":
+    """The phase, ending with its best epoch within the target where there is one."""
+    if ebops is None:
         return phase
-    return phase.model_copy(update={"select": "best", "constraint": Constraint(ebops=ebops)})
+    constraint = phase.constraint.model_copy(update={"ebops": ebops})
+    return phase.model_copy(update={"select": "best", "constraint": constraint})
 
 
 def _segment(schedule: Schedule, stage: str, number: int, phase: Phase) -> Segment:
