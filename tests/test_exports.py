@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pqc import engine, graph, layers, pipeline
 from pqc.functions.quant import ROUNDING_MODES
 from pqc.models import TABLE
+from pqc.qcdq import reason_to_keep
 from pqc.workflows import exports
 
 QUANT = 'qonnx.custom_op.general.Quant <signed: int = {}, narrow: int = {}, rounding_mode: string = "{}">'
@@ -128,8 +129,6 @@ def test_wide_weights_are_integers_of_thirty_two_bits() -> None:
     ],
 )
 def test_what_onnx_does_not_compute_stays(parts: dict[str, object], reason: str) -> None:
-    from pqc.passes.write_qcdq import reason_to_keep
-
     model = activation(**parts)  # type: ignore[arg-type]
     assert reason_to_keep(model.graph.node(0)) == reason
     before = [node.name for node in model.graph]

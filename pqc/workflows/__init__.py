@@ -2,9 +2,11 @@
 
 from pqc.workflows.compression import compress, finalize
 from pqc.workflows.environment import doctor
+from pqc.workflows.exports import export
 from pqc.workflows.firmware import hls
 from pqc.workflows.inspection import diff, opt, show
 from pqc.workflows.job import RunOptions
+from pqc.workflows.quantization import check_quant
 from pqc.workflows.running import load_plan, run, train
 from pqc.workflows.sources import Source, catalogue, resolve
 
@@ -12,9 +14,11 @@ __all__ = [
     "RunOptions",
     "Source",
     "catalogue",
+    "check_quant",
     "compress",
     "diff",
     "doctor",
+    "export",
     "finalize",
     "hls",
     "load_plan",

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from pqc import engine, graph, layers, library, pipeline
 from pqc.errors import PassError
-from pqc.passes.write_qcdq import reason_to_keep
+from pqc.qcdq import reason_to_keep
 from pqc.samples import sample
 from pqc.workflows.sources import resolve
 
