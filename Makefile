@@ -14,10 +14,10 @@ demo: $(VENV)/ready
 	$(BIN)/pqc run jet_tagger --schedule cs-demo --out build/demo
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(VENV)/ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
 
 bench: $(VENV)/ready .venv-peers/ready
 	$(BIN)/python tests/benchmarks/step_time.py --rounds 15
