@@ -23,6 +23,7 @@ from pqc.passes.freeze_masks import FreezeMasks
 from pqc.passes.insert_masks import InsertMasks
 from pqc.passes.insert_quant import InsertQuant
 from pqc.passes.legalize import Legalize
+from pqc.passes.lower_bipolar import LowerBipolar
 from pqc.passes.lower_bits import LowerBits
 from pqc.passes.lower_conv import LowerConv
 from pqc.passes.lower_gemm import LowerGemm
@@ -38,6 +39,7 @@ from pqc.passes.relax_overflow import RelaxOverflow
 from pqc.passes.shrink import Shrink
 from pqc.passes.strip_softmax import StripSoftmax
 from pqc.passes.strip_training import StripTraining
+from pqc.passes.write_bipolar import WriteBipolar
 from pqc.passes.write_qcdq import WriteQcdq
 from pqc.rewriting import Pass
 
@@ -73,9 +75,11 @@ TABLE: dict[str, type[Pass]] = {
         LowerBits,
         FoldQuant,
         DropWraps,
+        WriteBipolar,
         Shrink,
         StripTraining,
         StripSoftmax,
+        LowerBipolar,
         LowerConv,
         LowerPool,
         LowerReshape,

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from pqc import calibration, data, engine, graph, layers, quantizer_sites
+from pqc import calibration, data, engine, graph, layers, quantizer_sites, scales
 from pqc.calibration import Calibration, Kind
 from pqc.fixed_point import holding_bits
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
@@ -25,8 +25,9 @@ class CalibrateQuant(Pass):
     `method`, for each channel or element that has bits of its own: `mse` (the least squared error), `min-max`,
     `percentile` (of magnitudes, `percent`) or `entropy`. FixedQuant likewise; what wraps holds all it meets.
     Learned bits: f stays, and i holds all numbers; of a parameter it only grows, so that there is room to train.
+    Learned scales start from 2 mean|x| / sqrt(highest level); one signed bit gets the power of two next to mean|x|.
     `data` is an .npz of arrays by input name; without it inputs are random. `only` names the quantizers that are meant.
-    Leaves quantizers that are not fixed point (other scales, zero points, bipolar), groups, the sign bit of
+    Leaves quantizers that are not fixed point (other scales, zero points, BipolarQuant), groups, the sign bit of
     parameters, and lanes that are all zero.
     """
 
@@ -47,7 +48,9 @@ class CalibrateQuant(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         learned = {site.node: site for site in quantizer_sites.sites(model.graph) if site.learns}
-        quants = [node for node in model.graph if layers.is_quant(node) and (node in learned or _kind(node))]
+        scaled = {site.node: site for site in scales.sites(model.graph)}
+        known = {*learned, *scaled}
+        quants = [node for node in model.graph if layers.is_quant(node) and (node in known or _is_calibrated(node))]
         quants = [node for node in quants if not self.only or node.name in self.only]
         numbers = _activations(model, quants, self._feeds(model))
         changed = 0
@@ -56,6 +59,10 @@ class CalibrateQuant(Pass):
             array = numbers[str(graph.operand(node, 0).name)] if constant is None else constant
             if node in learned:
                 changed += _hold(learned[node], array)
+            elif node in scaled:
+                changed += scales.begin(model.graph, scaled[node], array)
+            elif scales.sign_only(node):
+                changed += scales.fit_signs(model.graph, node, array)
             else:
                 changed += _set(model.graph, node, array, Calibration(self.method, self.percent))
         return changed
@@ -69,6 +76,10 @@ class CalibrateQuant(Pass):
             arrays = data.read(Path(self.data))
             feeds |= {name: data.as_float(arrays[name][: self.samples]) for name in feeds if name in arrays}
         return feeds
+
+
+def _is_calibrated(node: ir.Node) -> bool:
+    return scales.sign_only(node) or _kind(node) is not None
 
 
 def _kind(node: ir.Node) -> Kind | None:
@@ -140,20 +151,10 @@ def _set(main: ir.Graph, node: ir.Node, array: np.ndarray, how: Calibration) -> 
     else:
         parts = {1: bits, 2: f}
     for place, part in parts.items():
-        _replace(main, node, place, np.asarray(part, np.float32))
+        scales.replace_constant(main, node, place, np.asarray(part, np.float32))
     node.attributes["signed"] = ir.AttrInt64("signed", int(signed))
     explain(node, f"now {_words(signed, bits)}")
     return True
-
-
-def _replace(main: ir.Graph, node: ir.Node, place: int, array: np.ndarray) -> None:
-    """Change what a quantizer alone reads, or give it a value of its own."""
-    value = graph.operand(node, place)
-    if value.is_initializer() and len(value.uses()) == 1:
-        graph.set_initializer(value, array)
-    else:
-        names = graph.Names(main)
-        node.replace_input_with(place, graph.add_initializer(main, names.new(f"{value.name}.own"), array))
 
 
 def _words(signed: int, bits: np.ndarray) -> str:

@@ -96,15 +96,26 @@ def _inherit_attributes(main: ir.Graph) -> None:
     for node in main:
         if node.domain != GRADIENT.domain:
             continue
+        origin = forward[(node.name or "").split("_Grad/")[0]]
+        _narrow(node, origin)
         body = library.bodies()[node.domain, node.op_type]
         known = {attribute.name for attribute in body.attribute_proto}
         node.resize_outputs(len(body.output))  # shape inference runs past the end of outputs that are left out
         for output in node.outputs:
             output.name = output.name or names.new(f"{node.name}.unread")
-        origin = forward[(node.name or "").split("_Grad/")[0]]
         for name, attribute in origin.attributes.items():
             if name in known:
                 node.attributes[name] = attribute
+
+
+def _narrow(node: ir.Node, origin: ir.Node) -> None:
+    """Compute no more than the gradient of the data, where that is all that is read and a body for it exists."""
+    one = library.operators().get((origin.domain, origin.op_type))
+    if one is None or one.of_data is None or any(output.name for output in node.outputs[1:]):
+        return
+    node.op_type = one.of_data.name
+    node.resize_inputs(len(library.bodies()[node.domain, node.op_type].input))
+    node.resize_outputs(1)
 
 
 def check_shapes(model: ir.Model) -> None:

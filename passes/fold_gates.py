@@ -17,7 +17,7 @@ class FoldGates(Pass):
 
     MatMul(x * gate, W), where gate is a constant of zeros and ones → MatMul(x, W') with zeros in the rows of W whose
     input is zero. Gemm and Conv alike, and through Flatten; a weight behind a Quant keeps its type.
-    Leaves a gate that anything else reads, and one that is not the same all over a Conv's image.
+    Leaves a gate that anything else reads, one that is not the same all over a Conv's image, and binary weights.
     """
 
     title: ClassVar[str] = "fold-gates"
@@ -69,7 +69,8 @@ def _weight(node: ir.Node) -> ir.Value | None:
     """The initializer of a layer's weight, behind at most one quantizer."""
     value = graph.operand(node, 1)
     producer = value.producer()
-    value = graph.operand(producer, 0) if producer is not None and layers.is_quant(producer) else value
+    if producer is not None and layers.is_quant(producer):
+        value = graph.operand(producer, 0) if not layers.is_binary(producer) else value
     return value if graph.constant(value) is not None else None
 
 

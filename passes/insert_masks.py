@@ -96,8 +96,12 @@ class _Writer:
 
     def mask(self, weight: ir.Value, method: Method, pruning_first: bool) -> None:
         layer = self.builder.layers[weight][0]
-        explain(layer.node, f"weight '{weight.name}' gets a mask")
+        place = f"weight '{weight.name}'"
+        explain(layer.node, f"{place} gets a mask")
         quants = [node for node in weight.consumers() if networks.is_quant(node)]
+        if any(networks.is_binary(node) for node in quants):
+            hint = "use ternary weights, or exclude the layer"
+            raise UnsupportedError("binary weights are never zero, so none can be pruned", at=place, hint=hint)
         target = weight if pruning_first or not quants else quants[0].outputs[0]
         readers = list(target.uses())
         nodes, mask = self._mask(weight, target, method)

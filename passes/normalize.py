@@ -40,7 +40,7 @@ class Normalize(Pass):
         check_tensors(model.graph)
         _convert(model)
         for node in model.graph:
-            if layers.is_quant(node):
+            if layers.is_qonnx_quant(node):
                 _spell_quant(node)
         for library_pass in (
             common.RemoveInitializersFromInputsPass(),

@@ -26,7 +26,7 @@ class WriteQcdq(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         writer = _Writer(model.graph)
-        quants = [node for node in model.graph if layers.is_qonnx_quant(node)]
+        quants = [node for node in model.graph if layers.is_quant(node)]
         activations_first = sorted(quants, key=lambda node: graph.constant(node.inputs[0]) is not None)
         written = sum(writer.write(node) for node in activations_first)
         if written:

@@ -86,8 +86,8 @@ class Counter:
         if layers.is_fixed_quant(node):
             return self._of_masked(node, self._full(self._fixed_width(node), shape))
         if layers.is_quant(node):
-            found = layers.grid(node)
-            bits = np.float32(FLOAT_BITS) if found is None else found.bits - (found.signed and not self.signs)
+            bits, signed = layers.widths(node), node.attributes.get_int("signed", 1)
+            bits = np.array(FLOAT_BITS) if bits is None else bits - (signed and not self.signs)
             return self._of_masked(node, self._constant(np.broadcast_to(bits, shape).astype(np.float32)))
         if layers.applies_mask(node):
             width = self.width(graph.operand(node, 0))

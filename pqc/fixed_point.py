@@ -11,6 +11,8 @@ import numpy as np
 class FixedPoint:
     """Numbers q * 2^-f with -k 2^(i+f) <= q < 2^(i+f); `ap_fixed<k+i+f, k+i>` in hardware.
 
+    A sign alone, i + f = 0, is binary: -2^-f or 2^-f, as QONNX reads it.
+
     Raises:
         ValueError: k is not 0 or 1, or no bit is left.
     """
@@ -22,7 +24,7 @@ class FixedPoint:
     def __post_init__(self) -> None:
         if self.k not in (0, 1):
             raise ValueError(f"the sign bit k is 0 or 1, not {self.k}")
-        if not 1 <= self.k + self.i + self.f <= 32 or self.i + self.f < 1:
+        if not 1 <= self.k + self.i + self.f <= 32 or self.i + self.f < 0:
             raise ValueError(f"({self}) has {self.k + self.i + self.f} bits; 1 to 32 with one of magnitude are needed")
         if abs(self.f) > 64:
             raise ValueError(f"({self}) has its last bit beyond what float32 holds")
@@ -31,6 +33,11 @@ class FixedPoint:
     def bits(self) -> int:
         """The total width."""
         return self.k + self.i + self.f
+
+    @property
+    def binary(self) -> bool:
+        """Whether there is nothing but a sign."""
+        return self.i + self.f == 0
 
     @property
     def scale(self) -> np.float32:

@@ -105,13 +105,18 @@ def check_patterns(found: list[Layer], patterns: tuple[str, ...]) -> None:
 
 
 def is_quant(node: ir.Node | None) -> bool:
-    """Whether `node` is a quantizer: QONNX's Quant, or pqc's FixedQuant."""
-    return node is not None and (is_qonnx_quant(node) or is_fixed_quant(node))
+    """Whether `node` is a quantizer: QONNX's Quant or BipolarQuant, or pqc's FixedQuant."""
+    return is_qonnx_quant(node) or is_fixed_quant(node) or is_bipolar_quant(node)
 
 
 def is_qonnx_quant(node: ir.Node | None) -> bool:
     """Whether `node` is QONNX's Quant."""
     return node is not None and node.domain == QONNX and node.op_type == "Quant"
+
+
+def is_bipolar_quant(node: ir.Node | None) -> bool:
+    """Whether `node` is QONNX's quantizer to a sign times a scale."""
+    return node is not None and node.domain == QONNX and node.op_type == "BipolarQuant"
 
 
 def is_fixed_quant(node: ir.Node | None) -> bool:
@@ -217,7 +222,8 @@ def grid(node: ir.Node) -> Grid | None:
     """The grid of a quantizer, or None where its parameters are computed."""
     if is_fixed_quant(node):
         return _fixed_grid(node)
-    scale, zero_point, bits = (constant(value) for value in node.inputs[1:4])
+    scale, bits = constant(node.inputs[1]), widths(node)
+    zero_point = np.zeros((), np.float32) if is_bipolar_quant(node) else constant(node.inputs[2])
     if scale is None or zero_point is None or bits is None:
         return None
     return Grid(
@@ -228,6 +234,17 @@ def grid(node: ir.Node) -> Grid | None:
         bool(node.attributes.get_int("narrow", 0)),
         str(node.attributes.get_string("rounding_mode", "ROUND")),
     )
+
+
+def widths(node: ir.Node) -> np.ndarray | None:
+    """The bits that one of QONNX's quantizers rounds to, or None where they are computed."""
+    return np.ones((), np.float32) if is_bipolar_quant(node) else constant(node.inputs[3])
+
+
+def is_binary(node: ir.Node) -> bool:
+    """Whether a quantizer leaves a sign only, times its scale, so that nothing becomes zero."""
+    bits = None if is_fixed_quant(node) else widths(node)
+    return bits is not None and bool(np.any(bits == 1)) and node.attributes.get_int("signed", 1) == 1
 
 
 def _fixed_grid(node: ir.Node) -> Grid | None:

@@ -18,8 +18,9 @@ from pqc.functions.learned import LEARNED_QUANTIZERS
 from pqc.functions.losses import DISTILLATION, LOSSES
 from pqc.functions.operator import Key, Operator
 from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
-from pqc.functions.quant import QUANT
+from pqc.functions.quant import BIPOLAR_QUANT, QUANT
 from pqc.functions.ranking import RANKINGS
+from pqc.functions.scale import SCALES
 from pqc.functions.standard import GRADIENTS, StandardGradient
 from pqc.method import Method
 from pqc.methods import TABLE as METHODS
@@ -46,6 +47,8 @@ def derivatives() -> dict[Key, Differentiable]:
 def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
     found = [
         QUANT,
+        BIPOLAR_QUANT,
+        *SCALES.values(),
         FIXED_POINT,
         FIXED_QUANT,
         NEEDED_BITS,

@@ -15,10 +15,10 @@ EXACT = 2**24
 def reason_to_keep(node: ir.Node) -> str | None:
     """Why ONNX's operators would not compute the same as a quantizer, or None."""
     grid = layers.grid(node)
-    if grid is None or not layers.is_qonnx_quant(node):
+    if grid is None or layers.is_fixed_quant(node):
         return "its parameters are computed" if grid is None else f"QONNX has no {grid.overflow}"
     x, parameter = graph.operand(node, 0), graph.constant(node.inputs[0]) is not None
-    if np.any(grid.zero_point) or grid.bits.size == 0 or np.any(grid.bits - grid.signed < 1):
+    if np.any(grid.zero_point) or grid.bits.size == 0 or (not parameter and np.any(grid.bits - grid.signed < 1)):
         return "it has a zero point or one signed bit"
     if x.shape is None or along_axis(grid.scale, len(x.shape)) is None:
         return "its scales do not lie along one axis"

@@ -10,6 +10,7 @@ from typing import Any
 from pqc.fixed_point import FixedPoint
 from pqc.functions.fixed_quant import OVERFLOWS, ROUNDINGS
 from pqc.functions.quant import ROUNDING_MODES
+from pqc.functions.scale import SCALES
 from pqc.options import nearest
 
 PER_TENSOR, PER_CHANNEL, PER_WEIGHT, PER_ELEMENT, PER_GROUP = (
@@ -20,8 +21,14 @@ PER_TENSOR, PER_CHANNEL, PER_WEIGHT, PER_ELEMENT, PER_GROUP = (
     "per_group",
 )
 GRANULARITIES = (PER_TENSOR, PER_CHANNEL, PER_WEIGHT, PER_ELEMENT, PER_GROUP)
-LEARNED = ("bits", "fractional_bits")
+LEARNED_BITS = ("bits", "fractional_bits")
+LEARNED = (*LEARNED_BITS, *SCALES)
 """What a quantizer may learn, besides nothing."""
+NAMED: dict[str, dict[str, Any]] = {
+    "binary": {"bits": FixedPoint(1, 0, 0), "overflow": "SAT"},
+    "ternary": {"bits": FixedPoint(1, 0, 1), "overflow": "SAT_SYM"},
+}
+"""Types with names of their own: -1 and 1; -1, 0 and 1, times a scale each."""
 
 QONNX_ROUNDING = {
     "TRN": "FLOOR",
@@ -46,7 +53,8 @@ class Quantizer:
         rounding: of QONNX or of ap_fixed, or None where the schedule's own holds.
         overflow: SAT, SAT_SYM, WRAP or WRAP_SM.
         learns: `bits` for trained integer and fractional bits; `fractional_bits` where integer bits follow the numbers
-            that are met, so that a training step never overflows; or None.
+            that are met, so that a training step never overflows; `scale` for a trained step of a fixed number of
+            bits, `power_of_two_scale` for one that stays a power of two; or None.
 
     Raises:
         ValueError: a name that is none of the above.
@@ -75,17 +83,33 @@ class Quantizer:
             raise ValueError(f"integer bits have no gradient under {self.overflow}; learn fractional_bits")
         if self.learns and self.granularity == PER_GROUP:
             raise ValueError("bits are not learned per group; use per_channel or per_weight")
+        if self.learns_scale and self.granularity not in (PER_TENSOR, PER_CHANNEL):
+            raise ValueError(f"scales are learned per_tensor or per_channel, not {self.granularity}")
+        if self.learns_scale and self.overflow not in ("SAT", "SAT_SYM"):
+            raise ValueError(f"a learned scale saturates; {self.overflow} does not go with it")
+        if self.bits.binary and (self.overflow != "SAT" or self.learns_bits or self.granularity == PER_GROUP):
+            raise ValueError(f"({self.bits}) has one bit, with nothing to overflow, to learn bits of, or to group")
+
+    @property
+    def learns_bits(self) -> bool:
+        """Whether bits are trained."""
+        return self.learns in LEARNED_BITS
+
+    @property
+    def learns_scale(self) -> bool:
+        """Whether a scale is trained."""
+        return self.learns in SCALES
 
     @property
     def said_by_qonnx(self) -> bool:
-        """Whether QONNX's Quant computes the same, so that no operator of pqc's own is needed."""
-        known = self.rounding is None or self.rounding in (*ROUNDING_MODES, *QONNX_ROUNDING)
-        return known and self.overflow in ("SAT", "SAT_SYM") and self.learns is None
+        """Whether QONNX's Quant computes the same, so that no quantizer of pqc's own is needed."""
+        known = self.rounding is None or self.rounding in (*ROUNDING_MODES, *QONNX_ROUNDING) or self.bits.binary
+        return known and self.overflow in ("SAT", "SAT_SYM") and not self.learns_bits
 
     @property
     def qonnx_rounding(self) -> str:
-        """QONNX's name of the rounding."""
-        rounding = self.rounding or "ROUND"
+        """QONNX's name of the rounding; a sign is not rounded."""
+        rounding = "ROUND" if self.bits.binary else self.rounding or "ROUND"
         return QONNX_ROUNDING.get(rounding, rounding)
 
     @property
@@ -102,13 +126,13 @@ class Quantizer:
 
     @classmethod
     def parse(cls, text: str) -> Quantizer:
-        """Read `k,i,f` and words after slashes in any order: `1,0,7/per_channel/SAT_SYM/RND/bits`.
+        """Read `k,i,f` or a name, and words after slashes in any order: `1,0,7/per_channel/SAT_SYM/RND/bits`.
 
         Raises:
             ValueError: a word that means nothing here.
         """
         kind, *words = text.split("/")
-        return cls(FixedPoint.parse(kind), **_settings(words))
+        return cls(**{**(NAMED.get(kind) or {"bits": FixedPoint.parse(kind)}), **_settings(words)})
 
     def changed(self, settings: Mapping[str, Any]) -> Quantizer:
         """The quantizer with some of its fields set anew.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
-from pqc import calibration, graph, layers
+from pqc import calibration, graph, layers, scales
 from pqc.calibration import Calibration, Kind
 from pqc.errors import PassError, UnsupportedError
 from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS, ROUNDINGS
+from pqc.functions.quant import ROUNDING_MODES
+from pqc.functions.scale import SCALES
 from pqc.quantizer import PER_CHANNEL, PER_GROUP, PER_TENSOR, Quantizer
 from pqc.quantizer_sites import GROUPED, LEARNS, BitsSite
 
@@ -38,10 +41,13 @@ class QuantizerWriter:
 
         Raises:
             UnsupportedError: the tensor's shape does not allow the granularity.
-            PassError: the rounding has no name in ap_fixed and the quantizer needs one.
+            PassError: the rounding has no name in ap_fixed or QONNX, and the quantizer needs one.
         """
         kind = kind if kind.rounding is not None else kind.changed({"rounding": self.rounding})
         name = self.names.new(f"{value.name}.quant")
+        if kind.learns_scale and not kind.said_by_qonnx:
+            hint = f"roundings: {', '.join(ROUNDING_MODES)}"
+            raise PassError(f"no scale is learned under {kind.rounding}", at=f"tensor '{value.name}'", hint=hint)
         node = self._quant(value, kind, layer, name) if kind.said_by_qonnx else self._fixed(value, kind, layer, name)
         if kind.granularity == PER_GROUP:
             node.metadata_props[GROUPED] = str(kind.size)
@@ -49,6 +55,8 @@ class QuantizerWriter:
         for reader, index in readers:
             reader.replace_input_with(index, node.outputs[0])
         self._place(value, node)
+        if kind.learns_scale:
+            self._train_scale(value, kind, layer, node)
         if value.is_graph_output() and not readers:
             self._become_output(value, node)
 
@@ -72,6 +80,25 @@ class QuantizerWriter:
         if kind.learns:
             node.metadata_props[LEARNS] = kind.learns
         return node
+
+    def _train_scale(self, value: ir.Value, kind: Quantizer, layer: layers.Layer | None, node: ir.Node) -> None:
+        """Let a node compute the scale of a Quant from a tensor that is trained."""
+        site = scales.ScaleSite(node, self._scale_node(value, kind, layer, node))
+        self.main.insert_before(node, site.scale)
+        node.replace_input_with(1, site.scale.outputs[0])
+        shape = parameter_shape(value, kind, layer)
+        graph.set_initializer(site.trained, site.start(np.full(shape, kind.bits.scale)))
+
+    def _scale_node(self, value: ir.Value, kind: Quantizer, layer: layers.Layer | None, node: ir.Node) -> ir.Node:
+        assert kind.learns is not None and value.shape is not None
+        trained, shape = graph.operand(node, 1), parameter_shape(value, kind, layer)
+        counted = list(value.shape)[0 if layer is not None else 1 :]
+        elements = math.prod(length for length in counted if isinstance(length, int))
+        attributes = {"share": scales.share(elements, math.prod(shape), kind.bits.i + kind.bits.f)}
+        domain, operator = SCALES[kind.learns].key
+        name = self.names.new(f"{trained.name}.learned")
+        output = ir.val(self.names.new(f"{name}.out"), ir.DataType.FLOAT, shape)
+        return ir.node(operator, [trained], attributes, domain=domain, name=name, outputs=[output])
 
     def _node(
         self,

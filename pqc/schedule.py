@@ -20,6 +20,7 @@ from pqc.names import BITS_WEIGHT, EBOPS_WEIGHT
 from pqc.options import nearest
 from pqc.quantizer_sites import FRACTION, INTEGER
 from pqc.reference_config import Converted, convert, detects, their_settings
+from pqc.scales import SCALE
 from pqc.schedule_lint import lint
 from pqc.schedule_sections import (
     Curve,
@@ -90,7 +91,7 @@ class Schedule(Section):
     @classmethod
     def _bits_are_learned(cls, quantization: Quantization | None, info: ValidationInfo) -> Quantization | None:
         target = info.data.get("target")
-        if target is not None and target.ebops is not None and not (quantization and quantization.learns):
+        if target is not None and target.ebops is not None and not (quantization and quantization.learns_bits):
             raise ValueError("target.ebops needs a quantizer that learns bits")
         return quantization
 
@@ -106,7 +107,7 @@ class Schedule(Section):
     @classmethod
     def _controls_exist(cls, controls: dict[str, Curve], info: ValidationInfo) -> dict[str, Curve]:
         method, quantization = _method(info), info.data.get("quantization")
-        known = [*(method.controls() if method else ()), *(PRICES if quantization and quantization.learns else ())]
+        known = [*(method.controls() if method else ()), *(PRICES if quantization and quantization.learns_bits else ())]
         refuse_unknown(controls, known, "no control")
         if RAMP in controls and not _is_share(controls[RAMP]):
             raise ValueError(f"{RAMP} is a share from 0 to 1, not {controls[RAMP]}")
@@ -152,7 +153,8 @@ def _is_share(text: str | float) -> bool:
 def _roles(info: ValidationInfo) -> list[str]:
     """What learning rates and decays can tell apart."""
     method, quantization = _method(info), info.data.get("quantization")
-    bits = [FRACTION, INTEGER] if quantization and quantization.learns else []
+    bits = [FRACTION, INTEGER] if quantization and quantization.learns_bits else []
+    bits += [SCALE] if quantization and quantization.learns_scales else []
     return ["weight", "bias", *bits, *(state.name for state in (method.states() if method else ()) if state.trained)]
 
 

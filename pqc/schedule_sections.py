@@ -19,7 +19,7 @@ from pqc.functions.quant import ROUNDING_MODES
 from pqc.methods import TABLE as METHODS
 from pqc.methods import make
 from pqc.options import nearest
-from pqc.quantizer import PER_TENSOR, Quantizer
+from pqc.quantizer import NAMED, PER_TENSOR, Quantizer
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -52,17 +52,20 @@ def _known(table: Iterable[str], what: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-BITS_HINT = "bits are three integers: [k, i, f]"
+BITS_HINT = f"bits are three integers: [k, i, f], or {' or '.join(NAMED)}"
 
 
-def _bits(kind: object) -> FixedPoint:
+def _bits(kind: object) -> dict[str, Any]:
+    """The fields of a quantizer that its bits set."""
+    if isinstance(kind, str) and kind in NAMED:
+        return NAMED[kind]
     if not isinstance(kind, list) or len(kind) != 3 or not all(type(part) is int for part in kind):
         raise ValueError(BITS_HINT)
-    return FixedPoint(*kind)
+    return {"bits": FixedPoint(*kind)}
 
 
 def quantizer(kind: object, base: Quantizer | None = None) -> Quantizer | None:
-    """A quantizer as YAML writes it: null, [k, i, f], or a mapping of what differs from `base`.
+    """A quantizer as YAML writes it: null, [k, i, f], a name, or a mapping of what differs from `base`.
 
     Raises:
         ValueError: none of these.
@@ -71,10 +74,10 @@ def quantizer(kind: object, base: Quantizer | None = None) -> Quantizer | None:
         return kind
     if not isinstance(kind, dict):
         bits = _bits(kind)
-        return Quantizer(bits) if base is None else replace(base, bits=bits)
+        return Quantizer(**bits) if base is None else replace(base, **bits)
     settings = {str(name): value for name, value in kind.items()}
     if "bits" in settings:
-        settings["bits"] = _bits(settings["bits"])
+        settings = {**_bits(settings.pop("bits")), **settings}
     elif base is None:
         raise ValueError(f"a quantizer needs bits; {BITS_HINT}")
     return (base or Quantizer(FixedPoint(1, 0, 7))).changed(settings)
@@ -233,11 +236,19 @@ class Quantization(Section):
         return found
 
     @property
-    def learns(self) -> bool:
+    def learns_bits(self) -> bool:
         """Whether bits are trained."""
+        return any(kind.learns_bits for kind in self._kinds())
+
+    @property
+    def learns_scales(self) -> bool:
+        """Whether scales are trained."""
+        return any(kind.learns_scale for kind in self._kinds())
+
+    def _kinds(self) -> list[Quantizer]:
         own = [kind for kinds in self.overrides().values() for kind in kinds.values()]
         kinds = [self.weights, self.biases, self.inputs, self.outputs, *own]
-        return any(kind is not None and kind.learns for kind in kinds)
+        return [kind for kind in kinds if kind is not None]
 
 
 class OptimizerSection(Section):

@@ -36,6 +36,8 @@ class Operator:
         arguments: the gradient's inputs: `GO(i)` is the gradient of output i, `I(i)` and `O(i)` the forward
             inputs and outputs.
         results: the gradient's outputs: `GI(i)` is the gradient of input i.
+        of_data: the gradient's body where nobody asks for more than the first of the results; it takes the first of
+            the arguments.
         inline: differentiate the body instead; it is made of operators that the engine differentiates rightly.
         helpers: functions that the bodies call.
     """
@@ -44,6 +46,7 @@ class Operator:
     gradient: OnnxFunction | None = None
     arguments: Sequence[str] = ()
     results: Sequence[str] = ("GI(0)",)
+    of_data: OnnxFunction | None = None
     inline: bool = False
     helpers: Sequence[OnnxFunction] = ()
 
@@ -53,6 +56,6 @@ class Operator:
         return self.function.opset.domain, self.function.name
 
     def bodies(self) -> list[onnx.FunctionProto]:
-        """The forward body, the gradient's where there is one, and those that they call."""
-        functions = [self.function, *([] if self.gradient is None else [self.gradient]), *self.helpers]
+        """The forward body, the gradients' where there are any, and those that they call."""
+        functions = [self.function, *(one for one in (self.gradient, self.of_data) if one is not None), *self.helpers]
         return [function.to_function_proto() for function in functions]

@@ -1,4 +1,4 @@
-"""QONNX's Quant with its straight-through gradient."""
+"""QONNX's Quant and BipolarQuant with their straight-through gradients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from onnxscript import FLOAT, script
 from onnxscript import opset21 as op
 from onnxscript.values import Opset
 
+from pqc.functions.fixed_quant import Shared
 from pqc.functions.operator import GRADIENT, Operator
 
 QONNX = Opset("qonnx.custom_op.general", 1)
@@ -85,4 +86,48 @@ def QuantGrad(
     return dy * op.Cast(op.Equal(v, clipped), to=1)
 
 
-QUANT = Operator(Quant, QuantGrad, arguments=("GO(0)", "I(0)", "I(1)", "I(2)", "I(3)"))
+@script(GRADIENT, default_opset=op)
+def QuantScaleGrad(
+    dy: FLOAT,
+    x: FLOAT,
+    scale: FLOAT,
+    zeropt: FLOAT,
+    bitwidth: FLOAT,
+    y: FLOAT,
+    signed: int = 1,
+    narrow: int = 0,
+):
+    """QuantGrad, and the gradient of a scale that has the rank of x: (y - x) / scale inside, y / scale beyond.
+
+    It is summed over what shares the scale. One signed bit counts as beyond its range everywhere.
+    Source: Esser et al. 2020, eq. 3; the bounds themselves are inside here, as they are for x.
+    """
+    inside = QuantGrad(op.CastLike(1.0, x), x, scale, zeropt, bitwidth, signed=signed, narrow=narrow)
+    is_signed = op.CastLike(op.Constant(value_int=signed), bitwidth)
+    has_range = op.CastLike(bitwidth > is_signed, x)
+    dx = dy * inside
+    dscale = Shared(dy * (y - x * inside * has_range), scale) / scale
+    return dx, dscale
+
+
+@script(QONNX, default_opset=op)
+def BipolarQuant(x: FLOAT, scale: FLOAT) -> FLOAT:
+    """scale where x >= 0, else -scale."""
+    return (op.CastLike(x >= 0.0, x) * 2.0 - 1.0) * scale
+
+
+@script(GRADIENT, default_opset=op)
+def BipolarQuantGrad(dy: FLOAT, x: FLOAT, scale: FLOAT) -> FLOAT:
+    """dy where |x| <= scale."""
+    return dy * op.CastLike(op.Abs(x) <= scale, x)
+
+
+QUANT = Operator(
+    Quant,
+    QuantScaleGrad,
+    arguments=("GO(0)", "I(0)", "I(1)", "I(2)", "I(3)", "O(0)"),
+    results=("GI(0)", "GI(1)"),
+    of_data=QuantGrad,
+    helpers=(Shared,),
+)
+BIPOLAR_QUANT = Operator(BipolarQuant, BipolarQuantGrad, arguments=("GO(0)", "I(0)", "I(1)"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from pqc import graph
+from pqc import graph, scales
 from pqc.errors import UnsupportedError
 from pqc.hardware import rules
 from pqc.hardware.ranges import input_shape
@@ -27,7 +27,6 @@ HINTS = {
     "Reshape": "run the pass lower-reshape; only flattening is supported",
     "Div": "multiply by the reciprocal",
     "Clip": "use a saturating unsigned Quant",
-    "BipolarQuant": "use a signed Quant of 2 bits with narrow=1",
     "IntQuant": "name the operator Quant; hls4ml loses the type otherwise",
     "Resize": "hls4ml resizes along the wrong axes",
 }
@@ -66,11 +65,16 @@ def check(model: ir.Model, io_type: str = "io_parallel") -> None:
 
 
 def check_learned(main: ir.Graph, io_type: str = "io_parallel") -> None:
-    """Refuse activations that are going to have many types, which they need not have before training.
+    """Refuse what training is going to make of quantizers and hls4ml cannot say: scales, activations of many types.
 
     Raises:
-        UnsupportedError: names the first that hls4ml cannot give them.
+        UnsupportedError: names the first.
     """
+    for step in scales.sites(main):
+        if not step.power_of_two:
+            rule = next(rule for rule in RULES if rule.name == "quant-scale")
+            place = f"{step.node.op_type} '{step.node.name}'"
+            raise UnsupportedError(f"any scale is learned: {rule.reason}", at=place, hint=rule.hint)
     for site in sites(main):
         many = max((math.prod(graph.dims(bits)) for bits in (site.i, site.f)), default=1) > 1
         if not site.learns or site.of_parameter or not many:
@@ -133,7 +137,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "quant-scale",
         "hls4ml multiplies by it in its default type and is off by an LSB",
-        "train with power of two scales",
+        "train with powers of two; learn them with `learns: power_of_two_scale`",
         is_quant,
         rules.scale,
     ),

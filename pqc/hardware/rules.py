@@ -14,7 +14,7 @@ from pqc.hardware.precision import constant_through_quant, is_fused_bias, sole_u
 from pqc.hardware.quantizer import OVERFLOWS, fixed_type, fixed_types, parameter, power_of_two, rounds_to_one
 from pqc.hardware.ranges import groups, integers
 from pqc.hardware.tables import REACH
-from pqc.layers import grid, is_fixed_quant, is_qonnx_quant, is_quant
+from pqc.layers import grid, is_fixed_quant, is_qonnx_quant, is_quant, widths
 from pqc.quantizer import AP_ROUNDING
 
 POOLS = ("MaxPool", "AveragePool")
@@ -30,6 +30,7 @@ def unknown(node: ir.Node) -> str | None:
 
 def computed_parameter(node: ir.Node) -> str | None:
     names = ("integer bits", "fractional bits") if is_fixed_quant(node) else ("scale", "zero point", "bit width")
+    names = names[: len(node.inputs) - 1]
     missing = [name for index, name in enumerate(names, 1) if parameter(node, index) is None]
     return f"its {missing[0]} is computed" if missing else None
 
@@ -43,7 +44,7 @@ def shape_of(index: int, name: str) -> Callable[[ir.Node], str | None]:
 
 
 def scale(node: ir.Node) -> str | None:
-    scale = parameter(node, 1) if is_qonnx_quant(node) else None
+    scale = None if is_fixed_quant(node) else parameter(node, 1)
     wrong = [] if scale is None else [value for value in scale.reshape(-1) if power_of_two(float(value)) is None]
     return f"scale {float(wrong[0]):g}" if wrong else None
 
@@ -60,9 +61,9 @@ def fractional_bits(node: ir.Node) -> str | None:
 
 
 def few_bits(node: ir.Node) -> str | None:
-    if not is_qonnx_quant(node):
+    if is_fixed_quant(node):
         return None
-    bits, signed = parameter(node, 3), bool(graph.attribute(node, "signed", 1))
+    bits, signed = widths(node), bool(graph.attribute(node, "signed", 1))
     few = bits is not None and float(bits.min()) < 1 + signed
     return (
         f"{'a signed' if signed else 'an unsigned'} type of {float(bits.min()):g} bits"

@@ -77,7 +77,7 @@ def _segment(schedule: Schedule, stage: str, number: int, phase: Phase) -> Segme
 def control_curves(schedule: Schedule) -> dict[str, curves.Curve]:
     """The annealed scalars of the method and of the bits' price."""
     known = schedule.method.controls() if schedule.method is not None else {}
-    prices = PRICES if schedule.quantization is not None and schedule.quantization.learns else {}
+    prices = PRICES if schedule.quantization is not None and schedule.quantization.learns_bits else {}
     texts = {**known, **prices, **schedule.controls}
     return {name: curves.parse(text) for name, text in texts.items()}
 

@@ -169,7 +169,7 @@ def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -
     attach = f"attach-optimizer{{{' '.join(parts)}}}"
     quantization = schedule.quantization
     updates = "attach-updates"
-    if quantization is not None and quantization.learns:
+    if quantization is not None and quantization.learns_bits:
         updates = f"attach-updates{{decay={quantization.integer_bits_decay}}}"
     relax = "relax-overflow" + (
         "{keep-wraps=true}" if quantization is not None and quantization.wrap_in_training else ""
