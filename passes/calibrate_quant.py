@@ -91,7 +91,7 @@ def _kind(node: ir.Node) -> Kind | None:
     magnitude = np.broadcast_to(grid.bits - grid.signed, shape).reshape(-1)
     if np.any(magnitude != np.rint(magnitude)) or magnitude.max() + grid.signed > MAX_WIDTH:
         return None
-    if layers.is_qonnx_quant(node) and (magnitude.min() < 1 or (grid.narrow and not grid.signed)):
+    if not layers.is_fixed_quant(node) and (magnitude.min() < 1 or (grid.narrow and not grid.signed)):
         return None
     overflow = "SAT_SYM" if grid.narrow else grid.overflow
     return Kind(magnitude, grid.signed, grid.rounding, overflow)

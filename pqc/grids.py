@@ -53,7 +53,7 @@ def of(node: ir.Node) -> Grid | None:
     # WRAP_SM folds back numbers of its own range, too.
     if found.overflow == "WRAP_SM":
         return None
-    if layers.is_qonnx_quant(node) and (magnitude.min() < 1 or (found.narrow and not found.signed)):
+    if not layers.is_fixed_quant(node) and (magnitude.min() < 1 or (found.narrow and not found.signed)):
         return None
     levels = np.where(magnitude > 0, np.ldexp(1.0, magnitude.astype(int)), 1)
     lowest = -float(found.signed) * np.where(magnitude > 0, levels - found.narrow, 0)

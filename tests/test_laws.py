@@ -134,6 +134,8 @@ MASKED_DST = f"{QUANTIZED},insert-masks{{method=dst}}"
 MASKED_WANDA = f"{QUANTIZED},insert-masks{{method=wanda pruning-first=false}}"
 MASKED_LAST = f"{QUANTIZED},insert-masks{{pruning-first=false}}"
 LEARNED = f"{FLOAT},insert-quant{{weights=1,1,4/per_weight/SAT_SYM/bits inputs=1,3,4/per_channel/fractional_bits}}"
+SCALED = f"{FLOAT},insert-quant{{weights=ternary/per_channel/scale inputs=1,3,4/power_of_two_scale}}"
+BINARY = f"{FLOAT},insert-quant{{weights=binary/per_channel inputs=1,3,4}},calibrate-quant{{samples=64}}"
 HALF_UP = f"{FLOAT},insert-quant{{weights=1,0,3 inputs=1,1,1/per_channel/RND/bits}}"
 GATED = f"{HALF_UP},freeze-bits,lower-bits"
 WRAPPING = f"{FLOAT},insert-quant{{weights=1,0,3 inputs=1,1,2/WRAP}},fold-quant"
@@ -148,11 +150,11 @@ PLACES = {
     "fold-batchnorm": ["normalize"],
     "legalize": ["normalize,fold-batchnorm"],
     "insert-quant": [FLOAT],
-    "calibrate-quant": [QUANTIZED],
+    "calibrate-quant": [QUANTIZED, SCALED, BINARY],
     "merge-quant": [QUANTIZED, LEARNED, f"{QUANTIZED},insert-quant{{outputs=1,5,9}}", FOLDED],
     "insert-masks": [FLOAT, QUANTIZED],
     "bypass-masks": [MASKED, MASKED_LAST],
-    "bypass-quant": [QUANTIZED, LEARNED, MASKED_LAST],
+    "bypass-quant": [QUANTIZED, LEARNED, SCALED, MASKED_LAST],
     "attach-loss": [FLOAT, MASKED],
     "attach-costs": [f"{LEARNED},attach-loss{{loss=mse}}", f"{LEARNED},insert-masks,attach-loss{{loss=mse}}"],
     "attach-updates": [f"{MASKED_DST},attach-loss{{loss=mse}}", f"{MASKED_WANDA},attach-loss{{loss=mse}}"],
@@ -161,17 +163,18 @@ PLACES = {
     "fix-batch": [FLOAT, f"{MASKED},attach-loss"],
     "relax-overflow": [LEARNED, QUANTIZED],
     "lower-learned": [f"{LEARNED},attach-loss{{loss=mse}},attach-costs,attach-updates,relax-overflow"],
-    "lower-quant": [f"{MASKED},{EXPOSED}", f"{MASKED_LAST},{EXPOSED}"],
+    "lower-quant": [f"{MASKED},{EXPOSED}", f"{SCALED},{EXPOSED}", f"{MASKED_LAST},{EXPOSED}"],
     "batch-parameters": [f"{MASKED},{EXPOSED},lower-quant", f"{MASKED_LAST},{EXPOSED}"],
     "differentiate": [
         f"{MASKED_DST},{LOSS},attach-updates,expose-parameters",
         f"{MASKED},{EXPOSED}",
         f"{MASKED},{EXPOSED},lower-quant,batch-parameters",
         f"{LEARNED},attach-loss{{loss=mse}},attach-costs,fix-batch{{size=4}},expose-parameters",
+        f"{SCALED},{EXPOSED},lower-quant,batch-parameters",
     ],
     "attach-optimizer": [f"{MASKED_LAST},{EXPOSED},differentiate"],
     "freeze-masks": [MASKED, MASKED_LAST, MASKED_DST],
-    "freeze-bits": [LEARNED],
+    "freeze-bits": [LEARNED, SCALED],
     "lower-bits": [
         f"{HALF_UP},freeze-bits",
         f"{LEARNED},freeze-bits",
@@ -181,6 +184,8 @@ PLACES = {
     "fold-quant": [QUANTIZED, f"{MASKED},freeze-masks,fold-masks"],
     "shrink": [FLOAT, FOLDED, f"{QUANTIZED},fold-quant", f"{MASKED},freeze-masks,fold-masks"],
     "strip-training": [f"{MASKED},{STEP}", f"{FLOAT},attach-loss"],
+    "write-bipolar": [BINARY, f"{BINARY},fold-quant"],
+    "lower-bipolar": [f"{BINARY},fold-quant", f"{BINARY},fold-quant,write-bipolar"],
     "strip-softmax": [FLOAT, FOLDED],
     "lower-gemm": [FLOAT, FOLDED],
     "lower-conv": [FLOAT, FOLDED],

@@ -106,7 +106,7 @@ def QuantScaleGrad(
     is_signed = op.CastLike(op.Constant(value_int=signed), bitwidth)
     has_range = op.CastLike(bitwidth > is_signed, x)
     dx = dy * inside
-    dscale = Shared(dy * (y - x * inside * has_range), scale) / scale
+    dscale = Shared(dy * op.Where(inside * has_range > 0.0, y - x, y), scale) / scale
     return dx, dscale
 
 

@@ -29,9 +29,9 @@ def unknown(node: ir.Node) -> str | None:
 
 
 def computed_parameter(node: ir.Node) -> str | None:
-    names = ("integer bits", "fractional bits") if is_fixed_quant(node) else ("scale", "zero point", "bit width")
-    names = names[: len(node.inputs) - 1]
-    missing = [name for index, name in enumerate(names, 1) if parameter(node, index) is None]
+    names = ["integer bits", "fractional bits"] if is_fixed_quant(node) else ["scale", "zero point", "bit width"]
+    given = enumerate(names[: len(node.inputs) - 1], 1)
+    missing = [name for index, name in given if parameter(node, index) is None]
     return f"its {missing[0]} is computed" if missing else None
 
 
