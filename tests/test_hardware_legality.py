@@ -121,7 +121,7 @@ CASES: list[tuple[str, ir.Model, str]] = [
         "quant-scale",
         vector(rounded(scale=0.3)),
         "Quant 'quant2': scale 0.3: hls4ml multiplies by it in its default type and is off by an LSB\n"
-        "hint: train with power of two scales",
+        "hint: train with powers of two; learn them with `learns: power_of_two_scale`",
     ),
     (
         "quant-scales",

@@ -23,7 +23,7 @@ import reference_quant as ref
 from pqc import engine, library
 from pqc.functions.costs import DENSE_COST, LARGEST, WIDTH
 from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS, NO_OVERFLOW, OVERFLOWS, ROUNDINGS
-from pqc.functions.operator import Operator
+from pqc.functions.operator import GRADIENT, Operator
 from pqc.functions.quant import QUANT, ROUNDING_MODES
 from pqc.graph import QONNX
 
@@ -419,7 +419,8 @@ def test_quant_with_scales_and_widths_of_any_shape(mode: str, form: str, sign: t
     actual = forward(QUANT, x, scale, 0.0, bits, **attributes)
     assert_same(actual, reference.quant(x, scale, 0, bits, *sign, mode))
     dy = rng.normal(0, 1, shape).astype(np.float32)
-    gradient = backward(QUANT, dy, x, scale, 0.0, bits, signed=sign[0], narrow=sign[1])[0]
+    of_data = (GRADIENT.domain, "QuantGrad")
+    gradient = run(of_data, dy, x, scale, 0.0, bits, signed=sign[0], narrow=sign[1])[0]
     assert_same(gradient, reference.quant_grad(dy, x, scale, 0, bits, *sign))
     assert 0 < np.count_nonzero(gradient) < gradient.size
     for one in np.ndindex(lane):
