@@ -10,6 +10,7 @@ from pqc.passes.bypass_masks import BypassMasks
 from pqc.passes.bypass_quant import BypassQuant
 from pqc.passes.calibrate_quant import CalibrateQuant
 from pqc.passes.differentiate import Differentiate
+from pqc.passes.dither_quant import DitherQuant
 from pqc.passes.drop_wraps import DropWraps
 from pqc.passes.expose_parameters import ExposeParameters
 from pqc.passes.fix_batch import FixBatch
@@ -63,6 +64,7 @@ TABLE: dict[str, type[Pass]] = {
         ExposeParameters,
         AttachTeacher,
         RelaxOverflow,
+        DitherQuant,
         LowerQuant,
         LowerLearned,
         BatchParameters,

@@ -9,9 +9,7 @@ import onnx_ir as ir
 from pqc import layer_quantizers, layers, library
 from pqc.errors import UnsupportedError
 from pqc.fixed_point import FixedPoint
-from pqc.functions.fixed_quant import ROUNDINGS
-from pqc.functions.quant import ROUNDING_MODES
-from pqc.quantizer import Quantizer
+from pqc.quantizer import ALL_ROUNDINGS, Quantizer
 from pqc.quantizer_nodes import QuantizerWriter
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
 
@@ -48,9 +46,8 @@ class InsertQuant(Pass):
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rounding not in (*ROUNDING_MODES, *ROUNDINGS):
-            known = ", ".join((*ROUNDING_MODES, *ROUNDINGS))
-            raise ValueError(f"no rounding mode '{self.rounding}'; there are {known}")
+        if self.rounding not in ALL_ROUNDINGS:
+            raise ValueError(f"no rounding mode '{self.rounding}'; there are {', '.join(ALL_ROUNDINGS)}")
 
     def rewrite(self, model: ir.Model) -> int:
         wanted = list(self._wanted(model.graph))

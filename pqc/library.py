@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from pqc.functions.costs import COSTS
+from pqc.functions.dither import DITHER, NOISE
 from pqc.functions.fixed import FIXED_POINT
 from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS
 from pqc.functions.learned import LEARNED_QUANTIZERS
@@ -52,6 +53,8 @@ def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
         FIXED_POINT,
         FIXED_QUANT,
         NEEDED_BITS,
+        NOISE,
+        DITHER,
         *COSTS,
         *LEARNED_QUANTIZERS,
         CLIP_BY_NORM,

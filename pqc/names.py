@@ -15,13 +15,15 @@ BASE = ".base"
 """The suffix of what the optimizer starts from, where a method changes its trained states itself."""
 RATE, LEARNING_RATE, DECAY, ACCUMULATED = "rate", "learning_rate", "decay", "accumulated"
 
+STEP_NUMBER = "step_number"
+"""The number of the step, from 1, where a graph asks for it."""
 EBOPS_WEIGHT, BITS_WEIGHT = "ebops_weight", "bits_weight"
 """The annealed weights of bit operations and of bits in the loss."""
 
 RESERVED = frozenset(
     {
         *(TARGET, LOSS, THETA, BUFFERS, RATE, LEARNING_RATE, DECAY, ACCUMULATED),
-        *(EBOPS_WEIGHT, BITS_WEIGHT),
+        *(EBOPS_WEIGHT, BITS_WEIGHT, STEP_NUMBER),
         *("first_moment", "second_moment", "correction1", "correction2"),
     }
 )

@@ -30,6 +30,10 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 """Types with names of their own: -1 and 1; -1, 0 and 1, times a scale each."""
 
+STOCHASTIC = "S_"
+"""The prefix of a rounding that a training step replaces by chance: up as often as the fraction says."""
+ALL_ROUNDINGS = (*ROUNDINGS, *ROUNDING_MODES, *(STOCHASTIC + name for name in ROUNDINGS))
+
 QONNX_ROUNDING = {
     "TRN": "FLOOR",
     "RND_CONV": "ROUND",
@@ -50,7 +54,8 @@ class Quantizer:
         granularity: `per_tensor`; `per_channel`; `per_weight` or, for activations, `per_element`; `per_group`.
         size: the length of a group, along the inputs of a weight; 0 otherwise.
         axis: what counts the channels of `per_channel`; None is the outputs of a weight, and axis 1 of an activation.
-        rounding: of QONNX or of ap_fixed, or None where the schedule's own holds.
+        rounding: of QONNX or of ap_fixed, or None where the schedule's own holds; `S_` and a name of ap_fixed for
+            stochastic rounding in a training step, and the named one anywhere else.
         overflow: SAT, SAT_SYM, WRAP or WRAP_SM.
         learns: `bits` for trained integer and fractional bits; `fractional_bits` where integer bits follow the numbers
             that are met, so that a training step never overflows; `scale` for a trained step of a fixed number of
@@ -72,7 +77,7 @@ class Quantizer:
         _check("granularity", self.granularity, GRANULARITIES)
         _check("overflow", self.overflow, OVERFLOWS)
         _check("learns", self.learns, (*LEARNED, None))
-        _check("rounding", self.rounding, (*ROUNDING_MODES, *ROUNDINGS, None))
+        _check("rounding", self.rounding, (*ALL_ROUNDINGS, None))
         if (self.granularity == PER_GROUP) != (self.size > 0):
             raise ValueError("per_group needs the size of a group: per_group:16")
         if self.axis is not None and self.granularity != PER_CHANNEL:
@@ -91,6 +96,16 @@ class Quantizer:
             raise ValueError(f"({self.bits}) has one bit, with nothing to overflow, to learn bits of, or to group")
 
     @property
+    def stochastic(self) -> bool:
+        """Whether a training step rounds up or down by chance."""
+        return self.rounding is not None and self.rounding.startswith(STOCHASTIC)
+
+    @property
+    def plain_rounding(self) -> str:
+        """How numbers are rounded outside of a training step."""
+        return (self.rounding or "ROUND").removeprefix(STOCHASTIC)
+
+    @property
     def learns_bits(self) -> bool:
         """Whether bits are trained."""
         return self.learns in LEARNED_BITS
@@ -103,13 +118,13 @@ class Quantizer:
     @property
     def said_by_qonnx(self) -> bool:
         """Whether QONNX's Quant computes the same, so that no quantizer of pqc's own is needed."""
-        known = self.rounding is None or self.rounding in (*ROUNDING_MODES, *QONNX_ROUNDING) or self.bits.binary
+        known = self.plain_rounding in (*ROUNDING_MODES, *QONNX_ROUNDING) or self.bits.binary
         return known and self.overflow in ("SAT", "SAT_SYM") and not self.learns_bits
 
     @property
     def qonnx_rounding(self) -> str:
         """QONNX's name of the rounding; a sign is not rounded."""
-        rounding = "ROUND" if self.bits.binary else self.rounding or "ROUND"
+        rounding = "ROUND" if self.bits.binary else self.plain_rounding
         return QONNX_ROUNDING.get(rounding, rounding)
 
     @property
@@ -119,7 +134,7 @@ class Quantizer:
         Raises:
             ValueError: it has none.
         """
-        rounding = AP_ROUNDING.get(self.rounding or "ROUND", self.rounding or "ROUND")
+        rounding = AP_ROUNDING.get(self.plain_rounding, self.plain_rounding)
         if rounding not in ROUNDINGS:
             raise ValueError(f"rounding {rounding} does not go with {self.learns or self.overflow}")
         return rounding
@@ -189,7 +204,7 @@ def _settings(words: list[str]) -> dict[str, Any]:
         name, _, number = word.partition(":")
         for field, known in (
             ("granularity", GRANULARITIES),
-            ("rounding", (*ROUNDINGS, *ROUNDING_MODES)),
+            ("rounding", ALL_ROUNDINGS),
             ("overflow", OVERFLOWS),
             ("learns", LEARNED),
         ):
@@ -197,7 +212,7 @@ def _settings(words: list[str]) -> dict[str, Any]:
                 found[field] = name
                 break
         else:
-            everything = [*GRANULARITIES, *ROUNDINGS, *ROUNDING_MODES, *OVERFLOWS, *LEARNED]
+            everything = [*GRANULARITIES, *ALL_ROUNDINGS, *OVERFLOWS, *LEARNED]
             raise ValueError(f"'{word}' says nothing about a quantizer{nearest(name, everything)}")
         if number or name in GRANULARITIES:
             found |= _granularity(word)

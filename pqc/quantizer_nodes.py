@@ -15,7 +15,7 @@ from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS, ROUNDINGS
 from pqc.functions.quant import ROUNDING_MODES
 from pqc.functions.scale import SCALES
 from pqc.quantizer import PER_CHANNEL, PER_GROUP, PER_TENSOR, Quantizer
-from pqc.quantizer_sites import GROUPED, LEARNS, BitsSite
+from pqc.quantizer_sites import GROUPED, LEARNS, STOCHASTIC, BitsSite
 
 
 class QuantizerWriter:
@@ -51,6 +51,8 @@ class QuantizerWriter:
         node = self._quant(value, kind, layer, name) if kind.said_by_qonnx else self._fixed(value, kind, layer, name)
         if kind.granularity == PER_GROUP:
             node.metadata_props[GROUPED] = str(kind.size)
+        if kind.stochastic and not kind.bits.binary:
+            node.metadata_props[STOCHASTIC] = "1"
         readers = [use for use in value.uses() if use[0] is not node]
         for reader, index in readers:
             reader.replace_input_with(index, node.outputs[0])
@@ -167,7 +169,7 @@ def initial_bits(value: ir.Value, kind: Quantizer, layer: layers.Layer | None) -
     moved = np.moveaxis(graph.stored(value), input_axis(layer), 0)
     groups = np.reshape(moved if signed else np.maximum(moved, 0), (-1, kind.size, moved[0].size))
     lanes = groups.transpose(0, 2, 1).reshape(-1, kind.size).astype(np.float64)
-    given = Kind(np.full(len(lanes), magnitude), signed, kind.rounding or "ROUND", kind.overflow)
+    given = Kind(np.full(len(lanes), magnitude), signed, kind.plain_rounding, kind.overflow)
     found = calibration.integer_bits(lanes, given, Calibration("mse"))
     chosen = np.where(lanes.any(axis=1), found, kind.bits.i).reshape(len(groups), -1)
     i = np.repeat(chosen.astype(np.float32), kind.size, axis=0).reshape(moved.shape)

@@ -16,6 +16,8 @@ GROUPED = "pqc.group"
 """The key of metadata that tells how many inputs share bits, which were fitted when the quantizer was made."""
 INTEGER, FRACTION = "integer_bits", "fractional_bits"
 """The roles of bits among the parameters, and the ends of their names."""
+STOCHASTIC = "pqc.stochastic"
+"""The key of metadata of a quantizer that rounds up or down by chance in a training step."""
 LIMIT = 23.0
 """Bits stay between -LIMIT and LIMIT."""
 

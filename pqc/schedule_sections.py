@@ -12,14 +12,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pqc import curves
 from pqc.errors import PqcError
 from pqc.fixed_point import FixedPoint
-from pqc.functions.fixed_quant import ROUNDINGS
 from pqc.functions.losses import DISTILLATION, LOSSES
 from pqc.functions.optimizers import OPTIMIZERS
-from pqc.functions.quant import ROUNDING_MODES
 from pqc.methods import TABLE as METHODS
 from pqc.methods import make
 from pqc.options import nearest
-from pqc.quantizer import NAMED, PER_TENSOR, Quantizer
+from pqc.quantizer import ALL_ROUNDINGS, NAMED, PER_TENSOR, Quantizer
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -209,7 +207,7 @@ class Quantization(Section):
     inputs: Bits = Quantizer(FixedPoint(0, 0, 7))
     outputs: Bits = None
     layers: dict[str, dict[str, Any]] = {}
-    rounding: Annotated[str, _known((*ROUNDING_MODES, *ROUNDINGS), "rounding mode")] = "ROUND"
+    rounding: Annotated[str, _known(ALL_ROUNDINGS, "rounding mode")] = "ROUND"
     calibrate: bool = True
     calibration: Annotated[RangeCalibration | None, BeforeValidator(_named)] = RangeCalibration()
     integer_bits_decay: Annotated[float, Field(ge=0)] = 0.01

@@ -163,6 +163,7 @@ PLACES = {
     "fix-batch": [FLOAT, f"{MASKED},attach-loss"],
     "relax-overflow": [LEARNED, QUANTIZED],
     "lower-learned": [f"{LEARNED},attach-loss{{loss=mse}},attach-costs,attach-updates,relax-overflow"],
+    "dither-quant": [f"{FLOAT},insert-quant{{weights=1,1,3/S_RND inputs=1,3,4/S_TRN/WRAP}},fix-batch{{size=4}}"],
     "lower-quant": [f"{MASKED},{EXPOSED}", f"{SCALED},{EXPOSED}", f"{MASKED_LAST},{EXPOSED}"],
     "batch-parameters": [f"{MASKED},{EXPOSED},lower-quant", f"{MASKED_LAST},{EXPOSED}"],
     "differentiate": [

@@ -143,7 +143,7 @@ def test_partial_mappings_stand_on_the_section(tmp_path: Path) -> None:
     ("old", "new", "line", "message"),
     [
         ("weight: {bits: [1, 0, 3]}", "wieght: null", 6, "'fc1': wieght: no tensor 'wieght'; did you mean 'weight'?"),
-        ("{bits: [1, 0, 3]}", "[1, 0]", 6, "'fc1': weight: bits are three integers: [k, i, f]"),
+        ("{bits: [1, 0, 3]}", "[1, 0]", 6, "'fc1': weight: bits are three integers: [k, i, f], or binary or ternary"),
         ("{bits: [0, 2, 6]}", "{bist: [0, 2, 6]}", 7, "'fc1': input: a quantizer has no 'bist'; did you mean 'bits'?"),
         ("overflow: WRAP", "overflow: WARP", 10, "'fc*': bias: no overflow 'WARP'; did you mean 'WRAP'?"),
         ("{overflow: WRAP}", "{learns: bits, overflow: WRAP}", 10, "'fc*': bias: integer bits have no gradient"),

@@ -353,6 +353,8 @@ def test_a_name_of_no_layer_is_skipped_with_a_note(tmp_path: Path, caplog: pytes
         ({"round_mode": "RND_ZERO"}, {"rounding": "HALF_DOWN"}),
         ({"round_mode": "RND_MIN_INF"}, {"rounding": "RND_MIN_INF"}),
         ({"round_mode": "RND"}, {"rounding": "RND"}),
+        ({"round_mode": "S_RND"}, {"rounding": "S_RND"}),
+        ({"round_mode": "S_TRN_ZERO"}, {"rounding": "S_TRN_ZERO"}),
         ({}, {"rounding": "RND"}),
         (
             {"overflow_mode_data": "WRAP", "overflow_mode_parameters": "SAT_SYM"},
@@ -404,7 +406,7 @@ def test_what_is_approximated_is_noted() -> None:
     assert "not what leaves each layer" in found["quantization_parameters.quantize_output"]
     assert "true where it is missing" in found["quantization_parameters.use_relu_multiplier"]
     exact = {"use_real_tanh": True, "use_relu_multiplier": False, "overflow_mode_data": "SAT_SYM"}
-    for mode in ("TRN", "RND", "RND_CONV", "TRN_ZERO", "RND_ZERO", "RND_MIN_INF", "RND_INF"):
+    for mode in ("TRN", "RND", "RND_CONV", "TRN_ZERO", "RND_ZERO", "RND_MIN_INF", "RND_INF", "S_RND"):
         content = {"quantization_parameters": exact | {"round_mode": mode}, **training(pretraining_epochs=0)}
         assert set(notes(content)) == {"quantization_parameters.default_data_integer_bits"}
 
@@ -440,7 +442,7 @@ def test_trained_bits() -> None:
     )
     assert texts["quantization_parameters.default_data_integer_bits"].startswith("sign and integer bits start from")
     plan = Schedule.model_validate(content)
-    assert plan.quantization is not None and plan.quantization.learns
+    assert plan.quantization is not None and plan.quantization.learns_bits
 
 
 def test_trained_bits_per_tensor() -> None:
@@ -467,8 +469,9 @@ def test_a_price_of_bits_that_is_none_has_its_line(tmp_path: Path) -> None:
         ("use_relu_multiplier", "true", "a learned factor before each relu is not available", "false"),
         (
             "round_mode",
-            "S_RND",
-            "no rounding 'S_RND' (known: TRN, RND_CONV, TRN_ZERO, RND_ZERO, RND_INF, RND, RND_MIN_INF)",
+            "S_UP",
+            "no rounding 'S_UP' (known: TRN, RND_CONV, TRN_ZERO, RND_ZERO, RND_INF, RND, RND_MIN_INF, "
+            "S_TRN, S_RND_CONV, S_TRN_ZERO, S_RND_ZERO, S_RND_INF, S_RND, S_RND_MIN_INF)",
             "RND_CONV",
         ),
     ],

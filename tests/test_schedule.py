@@ -234,10 +234,10 @@ def test_a_wrong_value_names_its_key_and_line(text: str, at: int, key: str, tmp_
 @pytest.mark.parametrize(
     ("bits", "what"),
     [
-        ("[1, 0]", "bits are three integers: [k, i, f]"),
-        ("'1,0,7'", "bits are three integers: [k, i, f]"),
-        ("[1, 0.5, 1]", "bits are three integers: [k, i, f]"),
-        ("[1, 0, true]", "bits are three integers: [k, i, f]"),
+        ("[1, 0]", "bits are three integers: [k, i, f], or binary or ternary"),
+        ("'1,0,7'", "bits are three integers: [k, i, f], or binary or ternary"),
+        ("[1, 0.5, 1]", "bits are three integers: [k, i, f], or binary or ternary"),
+        ("[1, 0, true]", "bits are three integers: [k, i, f], or binary or ternary"),
         ("[5, 0, 3]", "the sign bit k is 0 or 1, not 5"),
         ("[1, 0, 99]", "(1,0,99) has 100 bits; 1 to 32 with one of magnitude are needed"),
         ("[1, -3, 1]", "(1,-3,1) has -1 bits; 1 to 32 with one of magnitude are needed"),

@@ -6,12 +6,13 @@ from typing import Any
 
 from pqc.errors import ScheduleError
 from pqc.names import BITS_WEIGHT, EBOPS_WEIGHT
-from pqc.quantizer import PER_ELEMENT, PER_TENSOR, PER_WEIGHT, QONNX_ROUNDING
+from pqc.quantizer import PER_ELEMENT, PER_TENSOR, PER_WEIGHT, QONNX_ROUNDING, STOCHASTIC
 from pqc.reference_config.converted import Converted
 from pqc.reference_config.layer_specific import BITS, TENSORS, Quantizers, layer_specific
 from pqc.reference_config.schema import QUANTIZATION, Quantization
 
 ROUNDING = {**QONNX_ROUNDING, "RND": "RND", "RND_MIN_INF": "RND_MIN_INF"}
+ROUNDING |= {STOCHASTIC + name: STOCHASTIC + name for name in ROUNDING}
 """QONNX's names where it has one: its quantizer is the quicker one."""
 WRAPS_BACK = ("RND", "RND_CONV")
 """The roundings that go with WRAP_SM."""

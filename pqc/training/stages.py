@@ -175,7 +175,7 @@ def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -
         "{keep-wraps=true}" if quantization is not None and quantization.wrap_in_training else ""
     )
     expose = ",".join([f"{updates},expose-parameters", *distill_pipeline(schedule, teacher), relax])
-    lower = f"fix-batch{{size={batch}}},lower-quant,lower-learned,batch-parameters"
+    lower = f"fix-batch{{size={batch}}},dither-quant{{seed={training.seed}}},lower-quant,lower-learned,batch-parameters"
     return f"{expose},{lower},differentiate,{attach}"
 
 

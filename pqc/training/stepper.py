@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from pqc import engine, graph
 from pqc.functions.optimizers import Optimizer
-from pqc.names import ACCUMULATED, BUFFERS, DECAY, LEARNING_RATE, LOSS, NEXT, RATE, TARGET, THETA
+from pqc.names import ACCUMULATED, BUFFERS, DECAY, LEARNING_RATE, LOSS, NEXT, RATE, STEP_NUMBER, TARGET, THETA
 
 
 class Stepper:
@@ -74,7 +74,7 @@ class Stepper:
             inputs: float32 arrays [all rows, ...] by name.
             target: array [all rows, ...].
             rows: [batch] indices.
-            number: the 1-based step, for the optimizer's corrections.
+            number: the 1-based step, for the optimizer's corrections and stochastic rounding.
             learning_rate: of this step.
             last: whether the optimizer moves; otherwise the gradient is only added to those before.
         """
@@ -82,7 +82,7 @@ class Stepper:
             np.take(inputs[name], rows, axis=0, out=self._arrays[name], mode="clip")
         np.take(target, rows, axis=0, out=self._arrays[TARGET], mode="clip")
         self._arrays[LEARNING_RATE][...] = learning_rate
-        scalars = self.optimizer.scalars(number)
+        scalars = {**self.optimizer.scalars(number), **({STEP_NUMBER: number} if STEP_NUMBER in self._arrays else {})}
         for name, value in scalars.items():
             self._arrays[name][...] = value
         if self.device != "cpu":
