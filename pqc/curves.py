@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Callable
 
+import numpy as np
+
 from pqc.errors import PqcError
 from pqc.options import nearest
 
@@ -72,6 +74,26 @@ def warmup_cosine(start: float, end: float, warmup: float) -> Curve:
     return curve
 
 
+def piecewise(*points: float) -> Curve:
+    """Straight lines between points: the fraction of the length, the number there, and so on; level beyond the ends."""
+    places, values = _points(points)
+    return lambda n, length: float(np.interp(_part(n, length), places, values))
+
+
+def piecewise_exp(*points: float) -> Curve:
+    """As `piecewise`, with a constant factor a step between two points; all numbers are above zero."""
+    places, values = _points(points)
+    logarithms = [math.log(value) for value in values]
+    return lambda n, length: math.exp(float(np.interp(_part(n, length), places, logarithms)))
+
+
+def _points(numbers: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    places, values = numbers[::2], numbers[1::2]
+    if not numbers or len(places) != len(values) or list(places) != sorted(set(places)):
+        raise ValueError("points are fractions in rising order, each with its number")
+    return places, values
+
+
 def ramp(slope: float, limit: float = 1.0) -> Curve:
     """`slope` more every step from the first on, up to `limit`."""
     return lambda n, length: min(slope * (n + 1), limit)
@@ -108,6 +130,8 @@ CURVES: dict[str, Callable[..., Curve]] = {
     "cosine": cosine,
     "step": step,
     "warmup_cosine": warmup_cosine,
+    "piecewise": piecewise,
+    "piecewise_exp": piecewise_exp,
     "ramp": ramp,
     "cubic": cubic,
     "autosparse": autosparse,

@@ -41,6 +41,14 @@ def test_step_multiplies_at_each_fraction() -> None:
     assert [curve(n, 8) for n in range(8)] == [8, 8, 4, 4, 4, 4, 2, 2]
 
 
+def test_piecewise_goes_through_its_points() -> None:
+    curve = curves.parse("piecewise(0, 1, 0.5, 3, 0.75, 3, 1, 0)")
+    assert [curve(n, 9) for n in range(9)] == [1, 1.5, 2, 2.5, 3, 3, 3, 1.5, 0]
+    curve = curves.parse("piecewise_exp(0.25, 1e-6, 0.75, 1e-4)")
+    assert [curve(n, 9) for n in range(9)] == pytest.approx([1e-6] * 3 + [10**-5.5, 1e-5, 10**-4.5] + [1e-4] * 3)
+    assert curves.parse("piecewise(0, 7)")(3, 9) == 7
+
+
 def test_stairs_have_equal_steps_a_constant_factor_apart() -> None:
     curve = curves.parse("stairs(1, 8, 4)")
     assert [curve(n, 8) for n in range(9)] == pytest.approx([1, 1, 2, 2, 4, 4, 8, 8, 8])
@@ -84,6 +92,11 @@ def test_a_curve_stays_between_its_ends_and_never_turns(start: float, end: float
         "exp()",
         "exp(1)",
         "exp(1, 2, 3)",
+        "piecewise()",
+        "piecewise(0, 1, 1)",
+        "piecewise(0.5, 1, 0.5, 2)",
+        "piecewise(1, 1, 0, 2)",
+        "piecewise_exp(0, 0, 1, 2)",
         "stairs(1, 2, 0)",
         "stairs(1, 2, 2.5)",
         "exp(a, b)",
@@ -114,7 +127,7 @@ def test_a_misspelt_curve_names_the_nearest() -> None:
     with pytest.raises(PqcError) as caught:
         curves.parse("cosin(1, 0)")
     assert str(caught.value) == (
-        "no curve 'cosin'; did you mean 'cosine'?\nhint: curves are: constant, linear, exp, stairs, cosine, step, warmup_cosine, ramp, cubic, autosparse"
+        "no curve 'cosin'; did you mean 'cosine'?\nhint: curves are: constant, linear, exp, stairs, cosine, step, warmup_cosine, piecewise, piecewise_exp, ramp, cubic, autosparse"
     )
 
 
