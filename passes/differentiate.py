@@ -77,16 +77,15 @@ def check_trainable(main: ir.Graph, loss: ir.Value) -> None:
     """
     trainable.check(main, [main.initializers[THETA]], [loss])
     for node in main:
-        if node.op_type == "AveragePool" and not _fixed_batch(graph.operand(node, 0)):
+        if node.domain or node.op_type not in ("AveragePool", "MaxPool"):
+            continue
+        shape = graph.operand(node, 0).shape
+        if shape is None or not shape.is_static():
             raise UnsupportedError(
-                "the engine loses the gradient of AveragePool when the batch size is not a number",
+                f"the engine gives {node.op_type} no gradient, or crashes, where a length is not a number: {shape}",
                 at=f"node '{node.name}'",
-                hint="run fix-batch{size=…} before differentiate",
+                hint="run fold-constants, and fix-batch{size=…}, before differentiate",
             )
-
-
-def _fixed_batch(value: ir.Value) -> bool:
-    return value.shape is not None and isinstance(value.shape[0], int)
 
 
 def _inherit_attributes(main: ir.Graph) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ from onnxscript.optimizer import fold_constants
 
 from pqc import graph
 from pqc.rewriting import Meaning, Pass, close
+from pqc.shapes import infer_shapes
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,18 @@ class FoldConstants(Pass):
     def rewrite(self, model: ir.Model) -> int:
         # On a copy: the folder also annotates graphs in which it folds nothing.
         folded = graph.copy(model)
-        fold_constants(folded, onnx_shape_inference=False, input_size_limit=self.limit, output_size_limit=self.limit)
+        limits = {"input_size_limit": self.limit, "output_size_limit": self.limit}
+        fold_constants(folded, onnx_shape_inference=False, should_fold=self._should_fold, **limits)
         graph.remove_unused(folded.graph)
         removed = len(model.graph) - len(folded.graph)
         if removed:
             model.graph = folded.graph
+            infer_shapes(model)
         return removed
+
+    def _should_fold(self, node: ir.Node) -> bool | None:
+        """ConstantOfShape, which the folder leaves otherwise, where it is small; None for what else there is."""
+        if node.domain or node.op_type != "ConstantOfShape":
+            return None
+        shape = graph.constant(node.inputs[0])
+        return shape is not None and math.prod(max(int(length), 0) for length in shape) <= self.limit

@@ -28,6 +28,8 @@ BROADCASTS = {"Where": (1, 2), "Pow": (0,)}
 def check(main: ir.Graph, trained: Iterable[ir.Value], results: Iterable[ir.Value]) -> None:
     """Refuse operators between the trained values and the results that have no checked gradient.
 
+    What gives whole numbers or truth values (a shape, a comparison) passes no gradient on, and needs none.
+
     Raises:
         UnsupportedError: names the node and its readers.
     """
@@ -35,8 +37,9 @@ def check(main: ir.Graph, trained: Iterable[ir.Value], results: Iterable[ir.Valu
     for node in main:
         if node not in matters or not any(value in reached for value in node.inputs):
             continue
-        reached.update(node.outputs)
-        if not _trains(node, reached):
+        floats = [output for output in node.outputs if output.dtype in (None, ir.DataType.FLOAT)]
+        reached.update(floats)
+        if floats and not _trains(node, reached):
             raise _refused(node)
 
 

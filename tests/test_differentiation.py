@@ -360,8 +360,8 @@ def test_average_pool_with_a_symbolic_batch_is_refused(convnet: ir.Model) -> Non
     with pytest.raises(UnsupportedError) as caught:
         pipeline.run(convnet, f"normalize,fold-batchnorm,legalize,{TRAIN}")
     assert str(caught.value) == (
-        "node 'AveragePool_q': the engine loses the gradient of AveragePool when the batch size is not a number\n"
-        "hint: run fix-batch{size=…} before differentiate"
+        "node 'AveragePool_q': the engine gives AveragePool no gradient, or crashes, where a length is not a number: [batch,4,8,8]\n"
+        "hint: run fold-constants, and fix-batch{size=…}, before differentiate"
     )
 
 
