@@ -16,6 +16,7 @@ from pqc.functions.fixed import FIXED_POINT
 from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS
 from pqc.functions.learned import LEARNED_QUANTIZERS
 from pqc.functions.losses import DISTILLATION, LOSSES
+from pqc.functions.multiplier import MULTIPLIER
 from pqc.functions.operator import Key, Operator
 from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
 from pqc.functions.quant import QUANT
@@ -49,6 +50,7 @@ def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
         FIXED_POINT,
         FIXED_QUANT,
         NEEDED_BITS,
+        MULTIPLIER,
         *COSTS,
         *LEARNED_QUANTIZERS,
         CLIP_BY_NORM,

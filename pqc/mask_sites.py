@@ -9,7 +9,7 @@ from functools import cache
 
 import onnx_ir as ir
 
-from pqc import graph, layers, quantizer_sites
+from pqc import graph, layers, quantizer_sites, trained_constants
 from pqc.errors import GraphError, PassError
 from pqc.method import Method
 from pqc.methods import make
@@ -107,21 +107,22 @@ def controls(main: ir.Graph) -> dict[str, ir.Value]:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A tensor that training moves. `role` is `weight`, `bias`, a kind of bits or the name of a method's state."""
+    """A tensor that training moves. `role` is `weight`, `bias`, a kind of bits or constants, or a state's name."""
 
     value: ir.Value
     role: str
 
 
 def parameters(main: ir.Graph) -> list[Parameter]:
-    """Everything that the optimizer moves, once each: weights, biases, learned bits, and states, as weights come."""
+    """Everything that the optimizer moves, once each: weights, biases, learned bits, other constants, states."""
     known = layers.layers(main)
     found = {layer.weight.name: Parameter(layer.weight, "weight") for layer in known}
     for layer in known:
         if layer.bias is not None:
             found.setdefault(layer.bias.name, Parameter(layer.bias, "bias"))
     bits = [Parameter(value, role) for value, role in quantizer_sites.trained(main)]
-    return [*found.values(), *bits, *_states(main, trained=True)]
+    others = [Parameter(value, role) for value, role in trained_constants.trained(main)]
+    return [*found.values(), *bits, *others, *_states(main, trained=True)]
 
 
 def buffers(main: ir.Graph) -> list[Parameter]:
