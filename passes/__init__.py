@@ -18,10 +18,12 @@ from pqc.passes.fold_constants import FoldConstants
 from pqc.passes.fold_gates import FoldGates
 from pqc.passes.fold_masks import FoldMasks
 from pqc.passes.fold_quant import FoldQuant
+from pqc.passes.fold_relu_multiplier import FoldReluMultiplier
 from pqc.passes.freeze_bits import FreezeBits
 from pqc.passes.freeze_masks import FreezeMasks
 from pqc.passes.insert_masks import InsertMasks
 from pqc.passes.insert_quant import InsertQuant
+from pqc.passes.insert_relu_multiplier import InsertReluMultiplier
 from pqc.passes.legalize import Legalize
 from pqc.passes.lower_bits import LowerBits
 from pqc.passes.lower_conv import LowerConv
@@ -49,6 +51,7 @@ TABLE: dict[str, type[Pass]] = {
         FoldBatchNorm,
         LowerGemm,
         Legalize,
+        InsertReluMultiplier,
         InsertQuant,
         CalibrateQuant,
         MergeQuant,
@@ -70,6 +73,7 @@ TABLE: dict[str, type[Pass]] = {
         FreezeMasks,
         FreezeBits,
         FoldMasks,
+        FoldReluMultiplier,
         LowerBits,
         FoldQuant,
         DropWraps,

@@ -34,6 +34,7 @@ from pqc.schedule_sections import (
     Training,
     refuse_unknown,
 )
+from pqc.trained_constants import ROLES
 from pqc.yaml_file import HINT, Document, Note, value
 
 MAX_FILE_BYTES = 1_000_000
@@ -153,7 +154,13 @@ def _roles(info: ValidationInfo) -> list[str]:
     """What learning rates and decays can tell apart."""
     method, quantization = _method(info), info.data.get("quantization")
     bits = [FRACTION, INTEGER] if quantization and quantization.learns else []
-    return ["weight", "bias", *bits, *(state.name for state in (method.states() if method else ()) if state.trained)]
+    return [
+        "weight",
+        "bias",
+        *bits,
+        *ROLES,
+        *(state.name for state in (method.states() if method else ()) if state.trained),
+    ]
 
 
 def _aimed(pruning: Pruning, target: Target, changes: Mapping[str, Setting] | None = None) -> Method | None:
