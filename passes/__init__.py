@@ -33,6 +33,7 @@ from pqc.passes.lower_pool import LowerPool
 from pqc.passes.lower_quant import LowerQuant
 from pqc.passes.lower_reshape import LowerReshape
 from pqc.passes.lower_scales import LowerScales
+from pqc.passes.lower_tables import LowerTables
 from pqc.passes.merge_quant import MergeQuant
 from pqc.passes.normalize import Normalize
 from pqc.passes.raise_bits import RaiseBits
@@ -85,6 +86,7 @@ TABLE: dict[str, type[Pass]] = {
         LowerReshape,
         FoldGates,
         RaiseBits,
+        LowerTables,
         LowerScales,
         WriteQcdq,
     )

@@ -22,6 +22,7 @@ from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
 from pqc.functions.quant import QUANT
 from pqc.functions.ranking import RANKINGS
 from pqc.functions.standard import GRADIENTS, StandardGradient
+from pqc.functions.table import LOOKUP
 from pqc.method import Method
 from pqc.methods import TABLE as METHODS
 
@@ -51,6 +52,7 @@ def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
         FIXED_QUANT,
         NEEDED_BITS,
         MULTIPLIER,
+        LOOKUP,
         *COSTS,
         *LEARNED_QUANTIZERS,
         CLIP_BY_NORM,

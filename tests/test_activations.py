@@ -47,6 +47,9 @@ FUNCTIONS: dict[str, tuple[str, Function]] = {
         lambda x: quant.hard_sigmoid(x, 0.25, 0.75),
     ),
     "HardSwish": ("a = HardSwish (h)", lambda x: x * quant.hard_sigmoid(x, 1 / 6)),
+    "Celu": ("a = Celu (h)", elu),
+    "Celu, alpha": ("a = Celu <alpha: float = 2.0> (h)", lambda x: np.where(x > 0, x, 2 * np.expm1(x / 2))),
+    "Mish": ("a = Mish (h)", lambda x: x * np.tanh(np.logaddexp(x, 0))),
     "hard tanh": ("a = Clip (h, minus, one)", quant.hard_tanh),
     "Gelu": ("a = Gelu (h)", quant.gelu),
     "Gelu, tanh": (

@@ -409,7 +409,7 @@ def test_auto_pad_without_legalize_is_refused_or_right(operator: str) -> None:
 UNSUPPORTED = {
     "CumSum": "s = CumSum (h, one)",
     "ReduceMax": "s = ReduceMax <keepdims: int = 0> (h, axis)",
-    "Mish": "s = Mish (h)",
+    "ThresholdedRelu": "s = ThresholdedRelu (h)",
 }
 
 

@@ -196,6 +196,7 @@ PLACES = {
     "lower-scales": [FOLDED],
     "fold-gates": [GATED],
     "raise-bits": [GATED, QUANTIZED],
+    "lower-tables": [f"{QUANTIZED},insert-quant{{outputs=1,2,5}}", f"{LEARNED},freeze-bits"],
     "drop-wraps": [WRAPPING, QUANTIZED],
 }
 OPTIONS: dict[str, dict[str, object]] = {"calibrate-quant": {"samples": 64}, "fix-batch": {"size": BATCH}}

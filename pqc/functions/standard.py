@@ -103,6 +103,19 @@ def GeluGrad(dy: FLOAT, x: FLOAT, approximate: str = "none") -> FLOAT:
 
 
 @script(GRADIENT, default_opset=op)
+def CeluGrad(dy: FLOAT, x: FLOAT, alpha: float = 1.0) -> FLOAT:
+    """dy where x > 0, else e^(x / alpha) dy"""
+    return dy * op.Exp(op.Min(x, 0.0) / op.CastLike(op.Constant(value_float=alpha), x))
+
+
+@script(GRADIENT, default_opset=op)
+def MishGrad(dy: FLOAT, x: FLOAT) -> FLOAT:
+    """dy (t + x (1 - t^2) sigmoid(x)), t = tanh(softplus(x))"""
+    t = op.Tanh(op.Softplus(x))
+    return dy * (t + x * (1.0 - t * t) * op.Sigmoid(x))
+
+
+@script(GRADIENT, default_opset=op)
 def ReduceMaxGrad(dy: FLOAT, x: FLOAT, y: FLOAT) -> FLOAT:
     """dy, shared among the elements that are the largest; y keeps the reduced axes."""
     first = op.CastLike(op.Equal(x, y), x)
@@ -130,5 +143,7 @@ GRADIENTS = (
     StandardGradient("HardSigmoid", HardSigmoidGrad, ("GO(0)", "O(0)")),
     StandardGradient("HardSwish", HardSwishGrad, ("GO(0)", "I(0)")),
     StandardGradient("Gelu", GeluGrad, ("GO(0)", "I(0)")),
+    StandardGradient("Celu", CeluGrad, ("GO(0)", "I(0)")),
+    StandardGradient("Mish", MishGrad, ("GO(0)", "I(0)")),
     StandardGradient("ReduceMax", ReduceMaxGrad, ("GO(0)", "I(0)", "O(0)")),
 )

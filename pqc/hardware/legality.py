@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from pqc import graph
+from pqc import graph, unary
 from pqc.errors import UnsupportedError
 from pqc.hardware import rules
 from pqc.hardware.ranges import input_shape
@@ -18,6 +18,11 @@ from pqc.layers import is_fixed_quant, is_quant
 from pqc.quantizer_sites import sites
 
 HINTS = {
+    **dict.fromkeys(
+        unary.ACTIVATIONS | unary.PARTS,
+        "put one quantizer before it, of at most 14 bits, and one right behind it (insert-quant does): "
+        "it becomes a table",
+    ),
     "Gemm": "run the pass lower-gemm",
     "Softmax": "end the network at its logits: run the pass strip-softmax before insert-quant",
     "LogSoftmax": "end the network at its logits: run the pass strip-softmax before insert-quant",
@@ -26,7 +31,6 @@ HINTS = {
     "GlobalMaxPool": "run the pass lower-pool",
     "Reshape": "run the pass lower-reshape; only flattening is supported",
     "Div": "multiply by the reciprocal",
-    "Clip": "use a saturating unsigned Quant",
     "BipolarQuant": "use a signed Quant of 2 bits with narrow=1",
     "IntQuant": "name the operator Quant; hls4ml loses the type otherwise",
     "Resize": "hls4ml resizes along the wrong axes",

@@ -204,6 +204,12 @@ def _function(node: ir.Node, ranges: Ranges) -> Interval:
     return Interval(low.astype(np.int64) - margin, high.astype(np.int64) + margin, FUNCTION_FRACTION)
 
 
+def _lookup(node: ir.Node, ranges: Ranges) -> Interval:
+    shape, entries = of(node.inputs[0], ranges).shape, of(node.inputs[1], ranges)
+    low, high = entries.bounds()
+    return Interval(np.full(shape, low), np.full(shape, high), entries.fraction)
+
+
 FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Tanh": np.tanh,
     "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
@@ -221,5 +227,6 @@ RULES: dict[str, Callable[[ir.Node, Ranges], Interval]] = {
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
     "Flatten": lambda node, ranges: of(node.inputs[0], ranges).map(np.ravel),
+    "Lookup": _lookup,
     **dict.fromkeys(FUNCTIONS, _function),
 }

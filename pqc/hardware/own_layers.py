@@ -1,4 +1,4 @@
-"""Teach hls4ml to read its own FixedPointQuantizer layer, a type for every element, from ONNX."""
+"""Teach hls4ml to read two layers of its own from ONNX: a type for every element, and any function as a table."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from pqc.hardware.layout import MASK
+from pqc.hardware.layout import MASK, TABLE
 
 
 def register() -> None:
-    """Let hls4ml convert nodes `FixedQuant` with attributes k, b, i (one number an element), rounding and overflow."""
+    """Let hls4ml convert two more operators.
+
+    `FixedQuant` has attributes k, b, i (one number an element), rounding and overflow; `Lookup` has entries, one for
+    each pattern of the input's bits.
+    """
     from hls4ml.converters.onnx_to_hls import layer_handlers, register_onnx_layer_handler
 
     if MASK not in layer_handlers:
         register_onnx_layer_handler(MASK, _layer)
+        register_onnx_layer_handler(TABLE, _table)
 
 
 def _layer(node: Any, inputs: list[str], shapes: list[list[int]], graph: Any) -> dict[str, Any]:
@@ -32,4 +37,18 @@ def _layer(node: Any, inputs: list[str], shapes: list[list[int]], graph: Any) ->
         "SAT": get_onnx_attribute(node, "overflow"),
         "overrides": {},
         "fusible": False,
+    }
+
+
+def _table(node: Any, inputs: list[str], shapes: list[list[int]], graph: Any) -> dict[str, Any]:
+    """hls4ml's description of a layer that looks each element up by its pattern of bits."""
+    from hls4ml.converters.onnx_to_hls import get_onnx_attribute
+
+    return {
+        "class_name": "UnaryLUT",
+        "name": node.name,
+        "inputs": [inputs[0]],
+        "outputs": list(node.output),
+        "activation": "unary_lut",
+        "table_data": np.asarray(get_onnx_attribute(node, "entries"), np.float64),
     }
