@@ -11,12 +11,12 @@ from pqc.errors import UnsupportedError
 from pqc.fixed_point import FixedPoint
 from pqc.functions.fixed_quant import ROUNDINGS
 from pqc.functions.quant import ROUNDING_MODES
-from pqc.quantizer import Quantizer
+from pqc.quantizer import PER_TENSOR, Quantizer
 from pqc.quantizer_nodes import QuantizerWriter
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
 
 # What needs its activations on a grid, beside functions of one number: hardware computes it exactly.
-READERS = frozenset({*layers.OUTPUT_AXIS, "AveragePool", "GlobalAveragePool"})
+READERS = frozenset({*layers.OUTPUT_AXIS, "PRelu", "AveragePool", "GlobalAveragePool"})
 JOINS = frozenset({"Add", "Sub", "Mul"})
 
 
@@ -85,6 +85,9 @@ class InsertQuant(Pass):
                 raise layer_quantizers.two(value, "one layer gives it out and another reads it", kind, shared[value])
             yield from _unquantized(value, kind, seen)
         functions = {node: function for function in unary.functions(main) for node in function.nodes}
+        for slopes in (node.inputs[1] for node in main if node.op_type == "PRelu" and node not in functions):
+            if slopes is not None and self.weights is not None:
+                yield from _unquantized(slopes, self.weights.changed({"granularity": PER_TENSOR}), seen)
         for node in main:
             if node not in excluded:
                 entering = [functions[node].x] if node in functions else _activations(node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -11,11 +12,14 @@ import onnx_ir as ir
 import pytest
 from activation_forms import FORMS, constants
 from conftest import initializers, onnx_model, text_of
+from hardware_networks import Network
+from method_networks import plan, trainer_of
 
 from pqc import engine, graph, pipeline
 from pqc.errors import UnsupportedError
 from pqc.hardware.handover import hls
 from pqc.hardware.project import IoType
+from pqc.workflows.compression import finalize
 
 compiled = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -111,3 +115,57 @@ def test_what_becomes_no_table_is_refused(nodes: str, quantizers: str, message: 
             f"{message}: hls4ml has no exact form of it\nhint: put one quantizer before it, of at most 14 bits, and one "
             "right behind it (insert-quant does): it becomes a table"
         )
+
+
+SLOPES = """(float[n,2,4,4] x) => (float[n,3] y) {{
+    h = Conv <kernel_shape: ints = [1,1]> (x, conv__weight) {} f = Flatten (a) y = MatMul (f, fc__weight) }}"""
+
+
+@compiled
+@pytest.mark.parametrize("name", ["slopes", "Gelu, PyTorch", "SiLU", "PRelu"])
+def test_a_trained_network_is_handed_over_exactly(name: str, tmp_path: Path) -> None:
+    """From float weights through training to firmware, with types from the data."""
+    nodes = "a = PRelu (h, slopes)" if name == "slopes" else FORMS[name]
+    rng = np.random.default_rng(4)
+    weights = {"conv__weight": rng.normal(0, 0.8, (3, 2, 1, 1)), "fc__weight": rng.normal(0, 0.3, (48, 3))}
+    own = {"slopes": rng.normal(0.2, 0.2, (3, 1, 1))} if name == "slopes" else constants(nodes)
+    model = onnx_model(SLOPES.format(nodes), **weights, **own)
+    trainer = trainer_of(model, plan(None, quantization={"calibrate": True}), tmp_path)
+    start = {key: array.copy() for key, array in trainer.state.values.items()}
+    trained = trainer.train()
+    moved = [key for key, array in start.items() if not np.array_equal(array, trainer.state.values[key])]
+    assert moved == list(start) and ("PRelu" not in nodes or len(moved) == 3)
+    clean, _ = finalize(trained)
+    x = rng.normal(0, 1.5, (300, 2, 4, 4)).astype(np.float32)
+    assert np.array_equal(engine.evaluate(clean, {"x": x})["y"], engine.evaluate(trained, {"x": x})["y"])
+    result = hls(clean, tmp_path / "hls")
+    assert result.mismatches == 0, result.comparison.first
+    assert len(np.unique(result.outputs)) > 100
+    code = (tmp_path / "hls" / "firmware" / "myproject.cpp").read_text()
+    assert ("nnet::prelu" if name == "slopes" else "nnet::unary_lut") in code
+
+
+@compiled
+@pytest.mark.parametrize("io_type", get_args(IoType))
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1), (3, 2, 2)])
+def test_slopes_for_channels_and_elements(shape: tuple[int, ...], io_type: IoType, tmp_path: Path) -> None:
+    image = len(shape) > 1
+    net = Network(3, 2, 2) if image else Network(3)
+    slopes = (np.arange(np.prod(shape)).reshape(shape) - 2) / 8
+    x = net.op("PRelu", net.quant(net.x, 8, 4), net.quant(net.constant(slopes), 5, 3))
+    model = net.model(net.quant(x, 12, 6))
+    result = hls(model, tmp_path / "hls", io_type=io_type)
+    assert result.mismatches == 0, result.comparison.first
+    assert len(np.unique(result.outputs)) > 100
+
+
+@compiled
+def test_elements_of_many_types_share_a_table(tmp_path: Path) -> None:
+    net = Network(3)
+    bits = [net.constant(np.array([row], np.float64)) for row in ([2, 0, -1], [3, 4, 5])]
+    x = net.op("FixedQuant", net.quant(net.x, 10, 6), *bits, domain="pqc.quant", signed=1)
+    model = net.model(net.quant(net.op("Softplus", x), 10, 8))
+    result = hls(model, tmp_path / "hls")
+    assert result.mismatches == 0, result.comparison.first
+    assert "nnet::unary_lut" in (tmp_path / "hls" / "firmware" / "myproject.cpp").read_text()
+    assert all(len(np.unique(result.outputs[:, element])) > 20 for element in range(3))

@@ -24,6 +24,9 @@ TRAIN = "attach-loss{loss=mse},expose-parameters,differentiate"
 CHAIN = """(float[n,4] x) => (float[n,3] y) {
     h = Gemm <transB: int = 1> (x, fc1__weight, fc1__bias) a = Relu (h)
     y = Gemm <transB: int = 1> (a, fc2__weight, fc2__bias) }"""
+FORK = """(float[n,4] x) => (float[n,3] y) {
+    h = Gemm <transB: int = 1> (x, fc1__weight, fc1__bias) a = Relu (h) s = Add (a, h)
+    y = Gemm <transB: int = 1> (s, fc2__weight, fc2__bias) }"""
 
 
 def network(text: str) -> ir.Model:
@@ -53,7 +56,7 @@ def test_gradients(m: float, seed: int) -> None:
     assert found["theta_grad"][9] == pytest.approx(dm, rel=1e-5, abs=2e-5)
 
 
-@pytest.mark.parametrize("text", [CHAIN], ids=["chain"])
+@pytest.mark.parametrize("text", [CHAIN, FORK], ids=["chain", "fork"])
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_it_is_trained_and_handed_over_exactly(text: str, tmp_path: Path) -> None:
     schedule = plan(

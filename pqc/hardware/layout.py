@@ -19,7 +19,7 @@ from pqc.errors import UnsupportedError
 from pqc.hardware.intervals import Integers
 from pqc.hardware.precision import constant_through_quant, held
 from pqc.hardware.quantizer import FixedTypes, fixed_types, told
-from pqc.hardware.ranges import Ranges, input_shape, where
+from pqc.hardware.ranges import Ranges, each_slope, input_shape, where
 from pqc.layers import is_qonnx_quant, is_quant
 
 CHANNELS_LAST = "qonnx.custom_op.channels_last"
@@ -120,8 +120,8 @@ def to_channels_last(model: ir.Model, ranges: Ranges) -> Layout:
 
 
 Orders = dict[ir.Value, Integers]
-MASK, TABLE = "FixedQuant", "Lookup"
-"""The operators that pqc teaches hls4ml: its own layers with a type for every element, and with a table."""
+MASK, TABLE, SLOPES = "FixedQuant", "Lookup", "Slopes"
+"""The operators that pqc teaches hls4ml: its own layers with a type for every element, a table, a slope for each."""
 
 
 def _spell(main: ir.Graph, node: ir.Node, order: Integers, shape: tuple[int, ...]) -> None:
@@ -201,6 +201,16 @@ def _lookup(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
     return orders[x]
 
 
+def _slopes(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
+    """Write a PRelu as hls4ml reads it: an attribute with a slope for every element."""
+    order, slopes = orders[graph.operand(node, 0)], each_slope(node, ranges)
+    values = np.ldexp(slopes.low.reshape(-1)[order].astype(np.float64), -slopes.fraction)
+    node.resize_inputs(1)
+    node.op_type = SLOPES
+    node.attributes["slopes"] = ir.AttrFloat32s("slopes", values.tolist())
+    return order
+
+
 def _same(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
     """Elementwise nodes and Flatten: the order of the input; a constant beside it follows."""
     found = [orders[value] for value in node.inputs if value in orders]
@@ -225,4 +235,5 @@ LAYOUTS: dict[str, Callable[[ir.Node, Orders, Ranges], Integers]] = {
     **dict.fromkeys(IMAGE_OPS, _image),
     "MatMul": _matmul,
     TABLE: _lookup,
+    "PRelu": _slopes,
 }

@@ -208,14 +208,14 @@ RULES: tuple[Rule, ...] = (
         "constant-weight",
         "hls4ml computes a product of two activations wrongly",
         "use constant weights",
-        _on("MatMul", "Conv"),
+        _on("MatMul", "Conv", "PRelu"),
         rules.weight_not_constant,
     ),
     Rule(
         "missing-quant",
         "hls4ml would cut it off to its default type",
         "put a Quant behind it (insert-quant does)",
-        _on("MatMul", "Conv", *JOINS),
+        _on("MatMul", "Conv", "PRelu", *JOINS),
         rules.bare_constant,
     ),
     Rule(

@@ -33,7 +33,7 @@ class TypeRecord:
         layer: hls4ml's name of the layer.
         node: name of the ONNX node that it computes.
         op: operator of that node.
-        tensor: `result`, `weight`, `bias`, `accum` or `table`.
+        tensor: `result`, `weight`, `bias`, `accum`, `table` or `param` (slopes).
         type: the type.
         low: the lowest value that the tensor can take.
         high: the highest value that the tensor can take.
@@ -199,6 +199,10 @@ def _constant_type(value: ir.Value | None, ranges: Ranges) -> FixedType:
     return fixed_type(producer) if producer is not None and is_quant(producer) else of(value, ranges).type()
 
 
+def _of_constant(name: str, node: ir.Node, tensor: str, value: ir.Value, ranges: Ranges) -> TypeRecord:
+    return TypeRecord.of(name, node, tensor, _constant_type(value, ranges), of(value, ranges))
+
+
 def _after_quant(value: ir.Value, ranges: Ranges) -> Interval:
     user = sole_user(value)
     return ranges[user.outputs[0]] if user is not None and rounds_to_one(user) else ranges[value]
@@ -215,13 +219,15 @@ def _average_pool(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
 
 def _plain(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
     value, name = node.outputs[0], node.name or ""
-    if node.op_type in ("Add", "Sub", "Mul", "MaxPool", "Lookup"):
+    if node.op_type in ("Add", "Sub", "Mul", "MaxPool", "Lookup", "PRelu"):
         # the accumulator of a MaxPool holds the elements that it compares, not only the largest
         x = of(node.inputs[0], ranges)
         result = TypeRecord.of(name, node, "result", lossless(value, ranges[value]), ranges[value])
         pool = [TypeRecord.of(name, node, "accum", lossless(value, x), x)] if node.op_type == "MaxPool" else []
         table = [replace(result, tensor="table")] if node.op_type == "Lookup" else []
-        return [*pool, *table, result]
+        slopes = graph.operand(node, 1) if node.op_type == "PRelu" else None
+        parameter = [] if slopes is None else [_of_constant(name, node, "param", slopes, ranges)]
+        return [*pool, *table, *parameter, result]
     kind = result_type(value, ranges)
     if node.op_type in REACH:
         _check_function(node, kind, ranges)

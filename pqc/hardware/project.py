@@ -153,7 +153,7 @@ def _configure(layers: dict[str, Any], records: list[TypeRecord], tables: dict[s
         if record.op in ("MatMul", "Conv"):
             wanted = record.tensor == "accum" or record.type == NO_BIAS
         else:
-            wanted = record.tensor in ("accum", "result", "table") and record.layer == record.node
+            wanted = record.tensor in ("accum", "result", "table", "param") and record.layer == record.node
             wanted = wanted and record.op not in ("Add", "Sub", "Mul", "Quant") and record.node not in rounded
         if wanted or record.layer == layout.INPUT:
             name = record.layer if record.layer == layout.INPUT else record.node

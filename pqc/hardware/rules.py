@@ -20,7 +20,7 @@ from pqc.quantizer import AP_ROUNDING
 
 POOLS = ("MaxPool", "AveragePool")
 JOINS = ("Add", "Sub", "Mul")
-KNOWN = frozenset({"MatMul", "Conv", "Relu", "Flatten", *REACH, *POOLS, *JOINS})
+KNOWN = frozenset({"MatMul", "Conv", "Relu", "PRelu", "Flatten", *REACH, *POOLS, *JOINS})
 
 
 def unknown(node: ir.Node) -> str | None:

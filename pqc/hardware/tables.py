@@ -147,4 +147,4 @@ def evaluate(model: ir.Model, function: Function, quant: ir.Node, values: np.nda
     part = graph.from_proto(onnx.helper.make_model(main, opset_imports=imports, ir_version=graph.IR_VERSION))
     feeds = {str(function.x.name): values.astype(np.float32).reshape(shape)}
     (found,) = engine.Session(part, fuse=False).run(feeds).values()
-    return found.reshape(len(values), -1)[:, 0] + np.float32(0)  # no -0.0
+    return np.asarray(found.reshape(len(values), -1)[:, 0] + np.float32(0))  # no -0.0
