@@ -19,10 +19,12 @@ from pqc.passes.fold_constants import FoldConstants
 from pqc.passes.fold_gates import FoldGates
 from pqc.passes.fold_masks import FoldMasks
 from pqc.passes.fold_quant import FoldQuant
+from pqc.passes.fold_relu_multiplier import FoldReluMultiplier
 from pqc.passes.freeze_bits import FreezeBits
 from pqc.passes.freeze_masks import FreezeMasks
 from pqc.passes.insert_masks import InsertMasks
 from pqc.passes.insert_quant import InsertQuant
+from pqc.passes.insert_relu_multiplier import InsertReluMultiplier
 from pqc.passes.legalize import Legalize
 from pqc.passes.lower_bipolar import LowerBipolar
 from pqc.passes.lower_bits import LowerBits
@@ -33,6 +35,7 @@ from pqc.passes.lower_pool import LowerPool
 from pqc.passes.lower_quant import LowerQuant
 from pqc.passes.lower_reshape import LowerReshape
 from pqc.passes.lower_scales import LowerScales
+from pqc.passes.lower_tables import LowerTables
 from pqc.passes.merge_quant import MergeQuant
 from pqc.passes.normalize import Normalize
 from pqc.passes.raise_bits import RaiseBits
@@ -52,6 +55,7 @@ TABLE: dict[str, type[Pass]] = {
         FoldBatchNorm,
         LowerGemm,
         Legalize,
+        InsertReluMultiplier,
         InsertQuant,
         CalibrateQuant,
         MergeQuant,
@@ -74,6 +78,7 @@ TABLE: dict[str, type[Pass]] = {
         FreezeMasks,
         FreezeBits,
         FoldMasks,
+        FoldReluMultiplier,
         LowerBits,
         FoldQuant,
         DropWraps,
@@ -87,6 +92,7 @@ TABLE: dict[str, type[Pass]] = {
         LowerReshape,
         FoldGates,
         RaiseBits,
+        LowerTables,
         LowerScales,
         WriteQcdq,
     )

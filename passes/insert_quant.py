@@ -6,15 +6,15 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from pqc import layer_quantizers, layers, library
+from pqc import layer_quantizers, layers, library, unary
 from pqc.errors import UnsupportedError
 from pqc.fixed_point import FixedPoint
-from pqc.quantizer import ALL_ROUNDINGS, Quantizer
+from pqc.quantizer import ALL_ROUNDINGS, PER_TENSOR, Quantizer
 from pqc.quantizer_nodes import QuantizerWriter
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
 
-# What needs its activations on a grid: hardware computes it exactly, or reads it from a table.
-READERS = frozenset({*layers.OUTPUT_AXIS, "Tanh", "Sigmoid", "AveragePool", "GlobalAveragePool"})
+# What needs its activations on a grid, beside functions of one number: hardware computes it exactly.
+READERS = frozenset({*layers.OUTPUT_AXIS, "PRelu", "AveragePool", "GlobalAveragePool"})
 JOINS = frozenset({"Add", "Sub", "Mul"})
 
 
@@ -26,10 +26,11 @@ Wanted = tuple[ir.Value, Quantizer, layers.Layer | None]
 class InsertQuant(Pass):
     """Round weights, biases and layer inputs to fixed point.
 
-    layer(x, W, b) → layer(Quant(x), Quant(W), Quant(b)), each type given as k,i,f. Tables (tanh, sigmoid), pools
-    and sums of two activations count as layers. `outputs` also rounds the model's results, the logits where a
-    softmax or sigmoid ends it. Words after the type say more, as in 1,0,7/per_channel/SAT_SYM/RND; what QONNX cannot
-    say becomes FixedQuant. `layers` is JSON: types by pattern and by weight, bias, input or output.
+    layer(x, W, b) → layer(Quant(x), Quant(W), Quant(b)), each type given as k,i,f. Functions of one number
+    (tanh, x · Sigmoid(x)), pools and sums of two activations count as layers. `outputs` also rounds the model's
+    results, the logits where a softmax or sigmoid ends it. Words after the type say more, as in
+    1,0,7/per_channel/SAT_SYM/RND; what QONNX cannot say becomes FixedQuant. `layers` is JSON: types by pattern and by
+    weight, bias, input or output.
     Leaves layers that match `exclude`, and what has a quantizer already. The quantizer of an activation goes
     before operators that only move values, and one serves all readers.
     """
@@ -80,9 +81,14 @@ class InsertQuant(Pass):
             if kind is not None and shared.get(value, kind) != kind:
                 raise layer_quantizers.two(value, "one layer gives it out and another reads it", kind, shared[value])
             yield from _unquantized(value, kind, seen)
+        functions = {node: function for function in unary.functions(main) for node in function.nodes}
+        for slopes in (node.inputs[1] for node in main if node.op_type == "PRelu" and node not in functions):
+            if slopes is not None and self.weights is not None:
+                yield from _unquantized(slopes, self.weights.changed({"granularity": PER_TENSOR}), seen)
         for node in main:
             if node not in excluded:
-                for value in map(layer_quantizers.origin, _activations(node)):
+                entering = [functions[node].x] if node in functions else _activations(node)
+                for value in map(layer_quantizers.origin, entering):
                     yield from _unquantized(value, shared.get(value, self.inputs), seen)
         for value in main.outputs:
             yield from _unquantized(_before_head(value), self.outputs, seen)

@@ -17,12 +17,14 @@ from pqc.functions.fixed import FIXED_POINT
 from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS
 from pqc.functions.learned import LEARNED_QUANTIZERS
 from pqc.functions.losses import DISTILLATION, LOSSES
+from pqc.functions.multiplier import MULTIPLIER
 from pqc.functions.operator import Key, Operator
 from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
 from pqc.functions.quant import BIPOLAR_QUANT, QUANT
 from pqc.functions.ranking import RANKINGS
 from pqc.functions.scale import SCALES
 from pqc.functions.standard import GRADIENTS, StandardGradient
+from pqc.functions.table import LOOKUP
 from pqc.method import Method
 from pqc.methods import TABLE as METHODS
 
@@ -55,6 +57,8 @@ def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
         NEEDED_BITS,
         NOISE,
         DITHER,
+        MULTIPLIER,
+        LOOKUP,
         *COSTS,
         *LEARNED_QUANTIZERS,
         CLIP_BY_NORM,

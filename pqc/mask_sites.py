@@ -9,7 +9,7 @@ from functools import cache
 
 import onnx_ir as ir
 
-from pqc import graph, layers, quantizer_sites, scales
+from pqc import graph, layers, quantizer_sites, scales, trained_constants
 from pqc.errors import GraphError, PassError
 from pqc.method import Method
 from pqc.methods import make
@@ -107,14 +107,14 @@ def controls(main: ir.Graph) -> dict[str, ir.Value]:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A tensor that training moves. `role` is `weight`, `bias`, a kind of bits, `scale` or a state's name."""
+    """A tensor that training moves. `role` is `weight`, `bias`, a kind of bits, scales or constants, or a state's name."""
 
     value: ir.Value
     role: str
 
 
 def parameters(main: ir.Graph) -> list[Parameter]:
-    """Everything that the optimizer moves, once each: weights, biases, learned bits and scales, and states."""
+    """Everything that the optimizer moves, once each: weights, biases, learned bits and scales, constants, states."""
     known = layers.layers(main)
     found = {layer.weight.name: Parameter(layer.weight, "weight") for layer in known}
     for layer in known:
@@ -122,7 +122,8 @@ def parameters(main: ir.Graph) -> list[Parameter]:
             found.setdefault(layer.bias.name, Parameter(layer.bias, "bias"))
     bits = [Parameter(value, role) for value, role in quantizer_sites.trained(main)]
     steps = [Parameter(site.trained, scales.SCALE) for site in scales.sites(main)]
-    return [*found.values(), *bits, *steps, *_states(main, trained=True)]
+    others = [Parameter(value, role) for value, role in trained_constants.trained(main)]
+    return [*found.values(), *bits, *steps, *others, *_states(main, trained=True)]
 
 
 def buffers(main: ir.Graph) -> list[Parameter]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from pqc import graph, grids, layer_quantizers, layers
+from pqc import graph, grids, layer_quantizers, layers, unary
 from pqc.layers import MOVES
 
 SENSITIVE = frozenset(
@@ -67,15 +67,19 @@ def gaps(main: ir.Graph) -> list[Gap]:
     parameters = {layer.weight: layer for layer in layers.layers(main)}
     parameters |= {layer.bias: layer for layer in layers.layers(main) if layer.bias is not None}
     adds = {layer.bias_add: layer for layer in layers.layers(main) if layer.bias_add is not None}
+    functions = {node: one for one in unary.functions(main) for node in one.nodes}
     on_grid: dict[ir.Value, bool] = {}
     found: list[Gap] = []
     for node in main:
-        off = [value for value in node.inputs if value is not None and _computes(value) and not _lies(value, on_grid)]
+        read = [functions[node].x] if node in functions else node.inputs
+        off = [value for value in read if value is not None and _computes(value) and not _lies(value, on_grid)]
         sensitive = node.op_type in SENSITIVE and not node.domain and not layers.applies_mask(node)
         if sensitive and not _is_head(node):
             for value in dict.fromkeys(off):
                 found.append(_gap(node, value, adds.get(node), parameters))
-        on_grid |= dict.fromkeys(node.outputs, layers.is_quant(node) or (_keeps(node) and not off))
+        on_grid |= dict.fromkeys(
+            node.outputs, layers.is_quant(node) or (_keeps(node) and not off and node not in functions)
+        )
     return [*found, *_outputs(main, on_grid)]
 
 

@@ -35,6 +35,7 @@ from pqc.schedule_sections import (
     Training,
     refuse_unknown,
 )
+from pqc.trained_constants import ROLES
 from pqc.yaml_file import HINT, Document, Note, value
 
 MAX_FILE_BYTES = 1_000_000
@@ -155,7 +156,8 @@ def _roles(info: ValidationInfo) -> list[str]:
     method, quantization = _method(info), info.data.get("quantization")
     bits = [FRACTION, INTEGER] if quantization and quantization.learns_bits else []
     bits += [SCALE] if quantization and quantization.learns_scales else []
-    return ["weight", "bias", *bits, *(state.name for state in (method.states() if method else ()) if state.trained)]
+    states = [state.name for state in (method.states() if method else ()) if state.trained]
+    return ["weight", "bias", *bits, *ROLES, *states]
 
 
 def _aimed(pruning: Pruning, target: Target, changes: Mapping[str, Setting] | None = None) -> Method | None:

@@ -200,6 +200,7 @@ class Quantization(Section):
         integer_bits_decay: how many integer bits that follow their numbers lose in a step that needs fewer.
         wrap_in_training: let numbers wrap in a training step too.
         price_signs: whether sign bits are paid for in the loss.
+        relu_multiplier: learn a power of two that what enters each ReLU is multiplied by.
     """
 
     weights: Bits = Quantizer(FixedPoint(1, 0, 7))
@@ -213,6 +214,7 @@ class Quantization(Section):
     integer_bits_decay: Annotated[float, Field(ge=0)] = 0.01
     wrap_in_training: bool = False
     price_signs: bool = True
+    relu_multiplier: bool = False
     exclude: tuple[str, ...] = ()
 
     @model_validator(mode="after")

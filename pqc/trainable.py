@@ -13,11 +13,12 @@ from pqc.graph import QONNX
 # fmt: off
 OPERATORS = frozenset(
     {
-        "Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Cos", "Div", "Erf", "Exp", "Expand",
-        "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "Identity",
-        "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad", "Pow",
-        "Reciprocal", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Sin", "Slice", "Softmax",
-        "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
+        "Abs", "Add", "AveragePool", "Cast", "Celu", "Clip", "Concat", "Conv", "Cos", "Div", "Elu", "Erf", "Exp",
+        "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid",
+        "HardSwish", "Identity", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mish", "Mul",
+        "Neg", "PRelu", "Pad", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Selu",
+        "Sigmoid", "Sin", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Squeeze", "Sub", "Tanh",
+        "Tile", "Transpose", "Unsqueeze", "Where",
     }
 )
 # fmt: on
@@ -62,6 +63,8 @@ def _trains(node: ir.Node, reached: set[ir.Value]) -> bool:
         return bool(node.attributes.get_string("mode", "constant") == "constant")
     if node.op_type in ("Conv", "MaxPool", "AveragePool"):
         return node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    if node.op_type == "ReduceMax":
+        return bool(node.attributes.get_int("keepdims", 1))
     if node.op_type == "Split":
         return all(output.uses() or output.is_graph_output() for output in node.outputs)
     return not any(
@@ -77,7 +80,7 @@ def _broadcast(node: ir.Node, index: int) -> bool:
 
 def _refused(node: ir.Node) -> UnsupportedError:
     readers = ", ".join(f"'{reader.name}'" for reader in node.outputs[0].consumers()) or "the output"
-    if not node.domain and node.op_type in OPERATORS - {"Pad"}:
+    if not node.domain and node.op_type in OPERATORS - {"Pad", "ReduceMax"}:
         return UnsupportedError(
             f"the engine computes the gradient of this form wrongly: {node.op_type} (it feeds {readers})",
             at=f"node '{node.name}'",

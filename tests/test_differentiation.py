@@ -408,8 +408,8 @@ def test_auto_pad_without_legalize_is_refused_or_right(operator: str) -> None:
 
 UNSUPPORTED = {
     "CumSum": "s = CumSum (h, one)",
-    "ReduceMax": "s = ReduceMax <keepdims: int = 1> (h, axis)",
-    "HardSwish": "s = HardSwish (h)",
+    "ReduceMax": "s = ReduceMax <keepdims: int = 0> (h, axis)",
+    "ThresholdedRelu": "s = ThresholdedRelu (h)",
 }
 
 

@@ -222,7 +222,6 @@ def test_gradients_of_standard_operators() -> None:
     x = np.array([-1e4, -90.0, -1.0, -1e-30, 0.0, 1e-30, 0.5, 90.0, 1e4], np.float32)
     dy = np.linspace(-2, 3, x.size).astype(np.float32)
     by_name = {one.name: (one.gradient.opset.domain, one.gradient.name) for one in GRADIENTS}
-    assert set(by_name) == {"Relu", "Softplus"}
     assert_same(run(by_name["Relu"], [dy, np.maximum(x, 0)])[0], np.where(x > 0, dy, 0))
     # rtol: sigmoid and product each round once in float32, and the exponential of the kernel is good to a few ulp.
     np.testing.assert_allclose(run(by_name["Softplus"], [dy, x])[0], dy * ref.sigmoid(x), rtol=2e-6, atol=1e-30)

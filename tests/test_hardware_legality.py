@@ -109,7 +109,8 @@ CASES: list[tuple[str, ir.Model, str]] = [
     (
         "operator",
         vector(lambda net, x: net.op("Erf", x)),
-        "Erf 'erf1': operator Erf: hls4ml has no exact form of it\nhint: keep it out of the network, or rewrite it",
+        "Erf 'erf1': operator Erf: hls4ml has no exact form of it\nhint: put one quantizer before it, of at most 14 bits, "
+        "and one right behind it (insert-quant does): it becomes a table",
     ),
     (
         "operator",

@@ -181,6 +181,12 @@ PLACES = {
         f"{LEARNED},freeze-bits",
         f"{LEARNED},insert-masks,freeze-masks,freeze-bits,fold-masks",
     ],
+    "insert-relu-multiplier": [FLOAT, QUANTIZED],
+    "fold-relu-multiplier": [
+        f"{FLOAT},insert-relu-multiplier{{start=-1.5}},insert-quant{{inputs=1,3,4}}",
+        f"{HALF_UP},insert-relu-multiplier{{start=2}},freeze-bits",
+        f"{LEARNED},insert-relu-multiplier{{start=2}},insert-masks,freeze-masks,freeze-bits",
+    ],
     "fold-masks": [f"{LEARNED},insert-masks,freeze-masks", f"{MASKED},freeze-masks", f"{MASKED_LAST},freeze-masks"],
     "fold-quant": [QUANTIZED, f"{MASKED},freeze-masks,fold-masks"],
     "shrink": [FLOAT, FOLDED, f"{QUANTIZED},fold-quant", f"{MASKED},freeze-masks,fold-masks"],
@@ -196,6 +202,7 @@ PLACES = {
     "lower-scales": [FOLDED],
     "fold-gates": [GATED],
     "raise-bits": [GATED, QUANTIZED],
+    "lower-tables": [f"{QUANTIZED},insert-quant{{outputs=1,2,5}}", f"{LEARNED},freeze-bits"],
     "drop-wraps": [WRAPPING, QUANTIZED],
 }
 OPTIONS: dict[str, dict[str, object]] = {"calibrate-quant": {"samples": 64}, "fix-batch": {"size": BATCH}}

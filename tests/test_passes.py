@@ -394,6 +394,61 @@ def test_calibrate_quant_leaves_other_grids_alone() -> None:
     assert_left_alone(scaled, "calibrate-quant", s=[0.5, 0.3], z=0.0, b=4.0)
 
 
+RELU = "(float[n,2] x) => (float[n,2] y) { h = MatMul (x, fc__weight) y = Relu (h) }"
+
+
+def test_insert_relu_multiplier() -> None:
+    model = assert_becomes(
+        RELU,
+        "insert-relu-multiplier",
+        """
+        (float[n,2] x) => (float[n,2] y)
+        h = MatMul (x, fc.weight)
+        Relu_y.multiplier.out = pqc.quant.Multiplier (h, Relu_y.multiplier.m)
+        y = Relu (Relu_y.multiplier.out)""",
+        fc__weight=W,
+    )
+    assert initializers(model)["Relu_y.multiplier.m"] == -1
+
+
+def test_insert_relu_multiplier_leaves_alone() -> None:
+    assert_left_alone(RELU, "insert-relu-multiplier,insert-relu-multiplier", fc__weight=W)
+    assert_left_alone("(float[n,2] x) => (float[n,2] y) { y = Tanh (x) }", "insert-relu-multiplier")
+
+
+def test_fold_relu_multiplier_into_a_weight_and_its_grid() -> None:
+    model = assert_becomes(
+        RELU,
+        "insert-relu-multiplier{start=-1.6},insert-quant{inputs=none},fold-relu-multiplier",
+        """
+        (float[n,2] x) => (float[n,2] y)
+        fc.weight.quantized = Quant<1,-2,9> (fc.weight)
+        h = MatMul (x, fc.weight.quantized)
+        y = Relu (h)""",
+        fc__weight=W,
+    )
+    np.testing.assert_array_equal(initializers(model)["fc.weight"], np.float32(W) / 4)
+
+
+def test_fold_relu_multiplier_into_a_product_where_others_read_the_same() -> None:
+    model = assert_becomes(
+        "(float[n,2] x) => (float[n,2] y) { h = MatMul (x, fc__weight) a = Relu (h) y = Add (a, h) }",
+        "insert-relu-multiplier{start=3},fold-relu-multiplier",
+        """
+        (float[n,2] x) => (float[n,2] y)
+        h = MatMul (x, fc.weight)
+        Relu_a.multiplier.product = Mul (h, Relu_a.multiplier.by)
+        a = Relu (Relu_a.multiplier.product)
+        y = Add (a, h)""",
+        fc__weight=W,
+    )
+    assert initializers(model)["Relu_a.multiplier.by"] == 8
+
+
+def test_fold_relu_multiplier_leaves_alone() -> None:
+    assert_left_alone(RELU, "fold-relu-multiplier", fc__weight=W)
+
+
 # masks
 
 MASKED = """

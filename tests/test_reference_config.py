@@ -411,6 +411,20 @@ def test_what_is_approximated_is_noted() -> None:
         assert set(notes(content)) == {"quantization_parameters.default_data_integer_bits"}
 
 
+def test_the_multiplier_of_relus_is_taken_but_not_where_bits_are_learned() -> None:
+    for section, wanted in (
+        ({}, True),
+        ({"use_relu_multiplier": True}, True),
+        ({"use_relu_multiplier": False}, False),
+        ({"use_relu_multiplier": True, "use_high_granularity_quantization": True}, False),
+    ):
+        found = converted({"quantization_parameters": section})[0]["quantization"]
+        assert found.get("relu_multiplier", False) is wanted
+    assert "quantization_parameters.use_relu_multiplier" not in notes(
+        {"quantization_parameters": {"use_relu_multiplier": True}}
+    )
+
+
 def test_the_older_word_for_a_symmetric_range() -> None:
     found = notes({"quantization_parameters": {"use_symmetric_quantization": True}})
     key = "quantization_parameters.use_symmetric_quantization"
@@ -466,7 +480,6 @@ def test_a_price_of_bits_that_is_none_has_its_line(tmp_path: Path) -> None:
             "no granularity 'per_row' (known: per_tensor, per_channel, per_weight)",
             "per_tensor",
         ),
-        ("use_relu_multiplier", "true", "a learned factor before each relu is not available", "false"),
         (
             "round_mode",
             "S_UP",

@@ -17,9 +17,9 @@ import onnx_ir as ir
 from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.hardware.intervals import Integers
-from pqc.hardware.precision import constant_through_quant
+from pqc.hardware.precision import constant_through_quant, held
 from pqc.hardware.quantizer import FixedTypes, fixed_types, told
-from pqc.hardware.ranges import Ranges, input_shape, where
+from pqc.hardware.ranges import Ranges, each_slope, input_shape, where
 from pqc.layers import is_qonnx_quant, is_quant
 
 CHANNELS_LAST = "qonnx.custom_op.channels_last"
@@ -120,8 +120,8 @@ def to_channels_last(model: ir.Model, ranges: Ranges) -> Layout:
 
 
 Orders = dict[ir.Value, Integers]
-MASK = "FixedQuant"
-"""The operator that pqc teaches hls4ml: its own layer with a type for every element."""
+MASK, TABLE, SLOPES = "FixedQuant", "Lookup", "Slopes"
+"""The operators that pqc teaches hls4ml: its own layers with a type for every element, a table, a slope for each."""
 
 
 def _spell(main: ir.Graph, node: ir.Node, order: Integers, shape: tuple[int, ...]) -> None:
@@ -183,6 +183,34 @@ def _matmul(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
     return np.arange(ranges[node.outputs[0]].shape[0])
 
 
+def _lookup(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
+    """Write a table as hls4ml reads it: an attribute, with an entry for every pattern of bits in that order."""
+    x = graph.operand(node, 0)
+    kind = held(x, ranges)
+    numbers = np.arange(1 << kind.width)
+    numbers -= (numbers > kind.high) * (kind.signed << kind.width)
+    step, low = (float(str(graph.attribute(node, name))) for name in ("step", "low"))
+    places = np.ldexp(numbers.astype(np.float64), -kind.fraction) / step - low
+    entries = graph.stored(graph.operand(node, 1))
+    inside = (places >= 0) & (places < entries.size) & (places == np.rint(places))
+    table = np.where(inside, entries[np.where(inside, places, 0).astype(int)], 0)
+    node.resize_inputs(1)
+    node.domain = ""
+    node.attributes.clear()
+    node.attributes["entries"] = ir.AttrFloat32s("entries", table.tolist())
+    return orders[x]
+
+
+def _slopes(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
+    """Write a PRelu as hls4ml reads it: an attribute with a slope for every element."""
+    order, slopes = orders[graph.operand(node, 0)], each_slope(node, ranges)
+    values = np.ldexp(slopes.low.reshape(-1)[order].astype(np.float64), -slopes.fraction)
+    node.resize_inputs(1)
+    node.op_type = SLOPES
+    node.attributes["slopes"] = ir.AttrFloat32s("slopes", values.tolist())
+    return order
+
+
 def _same(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
     """Elementwise nodes and Flatten: the order of the input; a constant beside it follows."""
     found = [orders[value] for value in node.inputs if value in orders]
@@ -206,4 +234,6 @@ def _change_constant(value: ir.Value | None, change: Callable[[np.ndarray], np.n
 LAYOUTS: dict[str, Callable[[ir.Node, Orders, Ranges], Integers]] = {
     **dict.fromkeys(IMAGE_OPS, _image),
     "MatMul": _matmul,
+    TABLE: _lookup,
+    "PRelu": _slopes,
 }

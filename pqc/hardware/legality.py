@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from pqc import graph, scales
+from pqc import graph, scales, unary
 from pqc.errors import UnsupportedError
 from pqc.hardware import rules
 from pqc.hardware.ranges import input_shape
@@ -18,6 +18,11 @@ from pqc.layers import is_fixed_quant, is_quant
 from pqc.quantizer_sites import sites
 
 HINTS = {
+    **dict.fromkeys(
+        unary.ACTIVATIONS | unary.PARTS,
+        "put one quantizer before it, of at most 14 bits, and one right behind it (insert-quant does): "
+        "it becomes a table",
+    ),
     "Gemm": "run the pass lower-gemm",
     "Softmax": "end the network at its logits: run the pass strip-softmax before insert-quant",
     "LogSoftmax": "end the network at its logits: run the pass strip-softmax before insert-quant",
@@ -26,7 +31,6 @@ HINTS = {
     "GlobalMaxPool": "run the pass lower-pool",
     "Reshape": "run the pass lower-reshape; only flattening is supported",
     "Div": "multiply by the reciprocal",
-    "Clip": "use a saturating unsigned Quant",
     "IntQuant": "name the operator Quant; hls4ml loses the type otherwise",
     "Resize": "hls4ml resizes along the wrong axes",
 }
@@ -208,14 +212,14 @@ RULES: tuple[Rule, ...] = (
         "constant-weight",
         "hls4ml computes a product of two activations wrongly",
         "use constant weights",
-        _on("MatMul", "Conv"),
+        _on("MatMul", "Conv", "PRelu"),
         rules.weight_not_constant,
     ),
     Rule(
         "missing-quant",
         "hls4ml would cut it off to its default type",
         "put a Quant behind it (insert-quant does)",
-        _on("MatMul", "Conv", *JOINS),
+        _on("MatMul", "Conv", "PRelu", *JOINS),
         rules.bare_constant,
     ),
     Rule(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -33,7 +33,7 @@ class TypeRecord:
         layer: hls4ml's name of the layer.
         node: name of the ONNX node that it computes.
         op: operator of that node.
-        tensor: `result`, `weight`, `bias` or `accum`.
+        tensor: `result`, `weight`, `bias`, `accum`, `table` or `param` (slopes).
         type: the type.
         low: the lowest value that the tensor can take.
         high: the highest value that the tensor can take.
@@ -118,12 +118,22 @@ def lossless(value: ir.Value, values: Interval) -> FixedType:
     return FixedType(integer + kind.fraction, integer, kind.signed)
 
 
+def held(value: ir.Value, ranges: Ranges) -> FixedType:
+    """The type in which hls4ml holds what a node takes that rounds nothing: its producer's."""
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Flatten":
+        return held(graph.operand(producer, 0), ranges)
+    if producer is not None and is_quant(producer) and rounds_to_one(producer):
+        return fixed_type(producer)
+    return lossless(value, ranges[value])
+
+
 def _next_grids(value: ir.Value) -> Iterator[int]:
     """Fraction bits of the quantizers that take `value`, directly or behind nodes without weights."""
     for use in value.uses():
         if is_quant(use.node):
             yield from (kind.fraction for kind in fixed_types(use.node).kinds())
-        elif use.node.op_type not in ("MatMul", "Conv"):
+        elif use.node.op_type not in ("MatMul", "Conv", "Lookup"):
             yield from _next_grids(use.node.outputs[0])
 
 
@@ -189,6 +199,10 @@ def _constant_type(value: ir.Value | None, ranges: Ranges) -> FixedType:
     return fixed_type(producer) if producer is not None and is_quant(producer) else of(value, ranges).type()
 
 
+def _of_constant(name: str, node: ir.Node, tensor: str, value: ir.Value, ranges: Ranges) -> TypeRecord:
+    return TypeRecord.of(name, node, tensor, _constant_type(value, ranges), of(value, ranges))
+
+
 def _after_quant(value: ir.Value, ranges: Ranges) -> Interval:
     user = sole_user(value)
     return ranges[user.outputs[0]] if user is not None and rounds_to_one(user) else ranges[value]
@@ -205,11 +219,15 @@ def _average_pool(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
 
 def _plain(node: ir.Node, ranges: Ranges) -> list[TypeRecord]:
     value, name = node.outputs[0], node.name or ""
-    if node.op_type in ("Add", "Sub", "Mul", "MaxPool"):
+    if node.op_type in ("Add", "Sub", "Mul", "MaxPool", "Lookup", "PRelu"):
         # the accumulator of a MaxPool holds the elements that it compares, not only the largest
         x = of(node.inputs[0], ranges)
+        result = TypeRecord.of(name, node, "result", lossless(value, ranges[value]), ranges[value])
         pool = [TypeRecord.of(name, node, "accum", lossless(value, x), x)] if node.op_type == "MaxPool" else []
-        return [*pool, TypeRecord.of(name, node, "result", lossless(value, ranges[value]), ranges[value])]
+        table = [replace(result, tensor="table")] if node.op_type == "Lookup" else []
+        slopes = graph.operand(node, 1) if node.op_type == "PRelu" else None
+        parameter = [] if slopes is None else [_of_constant(name, node, "param", slopes, ranges)]
+        return [*pool, *table, *parameter, result]
     kind = result_type(value, ranges)
     if node.op_type in REACH:
         _check_function(node, kind, ranges)

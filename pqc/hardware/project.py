@@ -19,7 +19,7 @@ from pqc.errors import HardwareError
 from pqc.hardware import layout, legality
 from pqc.hardware import ranges as walk
 from pqc.hardware.layout import Layout
-from pqc.hardware.masks import register
+from pqc.hardware.own_layers import register
 from pqc.hardware.precision import NO_BIAS, TypeRecord, derive, sole_user, takes_quant
 from pqc.hardware.quantizer import FixedType, rounds_to_one, told
 from pqc.hardware.tables import ENTRY, REACH, table_for
@@ -153,7 +153,7 @@ def _configure(layers: dict[str, Any], records: list[TypeRecord], tables: dict[s
         if record.op in ("MatMul", "Conv"):
             wanted = record.tensor == "accum" or record.type == NO_BIAS
         else:
-            wanted = record.tensor in ("accum", "result") and record.layer == record.node
+            wanted = record.tensor in ("accum", "result", "table", "param") and record.layer == record.node
             wanted = wanted and record.op not in ("Add", "Sub", "Mul", "Quant") and record.node not in rounded
         if wanted or record.layer == layout.INPUT:
             name = record.layer if record.layer == layout.INPUT else record.node
@@ -174,10 +174,19 @@ def _settle(hls: Any, records: list[TypeRecord]) -> None:
         named = layers[record.layer].types.get(f"{record.tensor}_t")
         if named is not None and _type(named.precision) != record.type:
             _narrow(named, record)
+        if record.tensor == "table":
+            _check_index(layers[record.layer])
     for record in records:  # a type that two layers share would have been narrowed for both
         named = layers[record.layer].types.get(f"{record.tensor}_t")
         if named is not None and _type(named.precision) != record.type:
             raise _wrong_type(_type(named.precision), record)
+
+
+def _check_index(layer: Any) -> None:
+    """Accept a table with one entry for each pattern of its input's bits."""
+    width, size = layer.get_input_variable().type.precision.width, layer.get_attr("table_size")
+    if 1 << width != size:
+        raise HardwareError(f"hls4ml gives {width} bits to a table of {size} entries: '{layer.name}'", hint=REPORT)
 
 
 def _check_move(layer: Any) -> None:

@@ -204,6 +204,29 @@ def _function(node: ir.Node, ranges: Ranges) -> Interval:
     return Interval(low.astype(np.int64) - margin, high.astype(np.int64) + margin, FUNCTION_FRACTION)
 
 
+def _prelu(node: ir.Node, ranges: Ranges) -> Interval:
+    x, slopes = of(node.inputs[0], ranges), each_slope(node, ranges)
+    negative, positive = (x.map(side) for side in (lambda v: np.minimum(v, 0), lambda v: np.maximum(v, 0)))
+    below = intervals.multiply(negative, slopes)
+    fraction = max(below.fraction, x.fraction)
+    below, above = below.at(fraction), positive.at(fraction)
+    require_exact(node, int(below.magnitude.max()), fraction)
+    return Interval(np.minimum(below.low, above.low), np.maximum(below.high, above.high), fraction)
+
+
+def each_slope(node: ir.Node, ranges: Ranges) -> Interval:
+    """The slopes of a PRelu, one for each element of its input."""
+    shape = of(node.inputs[0], ranges).shape
+    slopes = of(node.inputs[1], ranges)
+    return slopes.map(lambda v: np.broadcast_to(v.reshape(v.shape[max(v.ndim - len(shape), 0) :]), shape))
+
+
+def _lookup(node: ir.Node, ranges: Ranges) -> Interval:
+    shape, entries = of(node.inputs[0], ranges).shape, of(node.inputs[1], ranges)
+    low, high = entries.bounds()
+    return Interval(np.full(shape, low), np.full(shape, high), entries.fraction)
+
+
 FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Tanh": np.tanh,
     "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
@@ -221,5 +244,7 @@ RULES: dict[str, Callable[[ir.Node, Ranges], Interval]] = {
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
     "Flatten": lambda node, ranges: of(node.inputs[0], ranges).map(np.ravel),
+    "PRelu": _prelu,
+    "Lookup": _lookup,
     **dict.fromkeys(FUNCTIONS, _function),
 }

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from pqc import graph
 from pqc.functions.fixed_quant import ROUNDINGS
+from pqc.functions.table import LOOKUP
 from pqc.hardware.precision import constant_through_quant, is_fused_bias, sole_user, takes_quant
 from pqc.hardware.quantizer import OVERFLOWS, fixed_type, fixed_types, parameter, power_of_two, rounds_to_one
 from pqc.hardware.ranges import groups, integers
@@ -19,11 +20,12 @@ from pqc.quantizer import AP_ROUNDING
 
 POOLS = ("MaxPool", "AveragePool")
 JOINS = ("Add", "Sub", "Mul")
-KNOWN = frozenset({"MatMul", "Conv", "Relu", "Flatten", *REACH, *POOLS, *JOINS})
+KNOWN = frozenset({"MatMul", "Conv", "Relu", "PRelu", "Flatten", *REACH, *POOLS, *JOINS})
 
 
 def unknown(node: ir.Node) -> str | None:
-    if is_quant(node) or (not node.domain and node.op_type in KNOWN):
+    known = is_quant(node) or (node.domain, node.op_type) == LOOKUP.key
+    if known or (not node.domain and node.op_type in KNOWN):
         return None
     return f"operator {node.domain + '::' if node.domain else ''}{node.op_type}"
 

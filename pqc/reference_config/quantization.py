@@ -43,9 +43,11 @@ def quantization(converted: Converted) -> dict[str, Any] | None:
     for native, tensor in (("weights", "weight"), ("biases", "bias"), ("inputs", "input"), ("outputs", "output")):
         part = "fractional_bits" if kinds.default(tensor)["keep_negatives"] in (0, 1) else "keep_negatives"
         converted.origins[f"quantization.{native}"] = (QUANTIZATION, f"default_{TENSORS[tensor]}_{part}")
+    converted.origins["quantization.relu_multiplier"] = (QUANTIZATION, "use_relu_multiplier")
     converted.origins["quantization.layers"] = (QUANTIZATION, "layer_specific")
     own = layer_specific(converted, section.layer_specific, kinds)
-    if section.use_high_granularity_quantization:
+    learns = section.use_high_granularity_quantization
+    if learns:
         converted.content["controls"] = {EBOPS_WEIGHT: section.hgq_beta, BITS_WEIGHT: section.hgq_gamma}
         converted.origins |= {f"controls.{EBOPS_WEIGHT}": (QUANTIZATION, "hgq_beta")}
         converted.origins |= {f"controls.{BITS_WEIGHT}": (QUANTIZATION, "hgq_gamma")}
@@ -57,6 +59,7 @@ def quantization(converted: Converted) -> dict[str, Any] | None:
         **({"layers": own} if own else {}),
         "rounding": ROUNDING[section.round_mode],
         "calibrate": True,
+        **({"relu_multiplier": True} if section.use_relu_multiplier and not learns else {}),
     }
 
 
@@ -115,8 +118,6 @@ def _refuse_quantizers(converted: Converted, section: Quantization) -> None:
             raise refuse(key, "bits are trained under SAT, SAT_SYM or WRAP, not WRAP_SM", "SAT")
         if getattr(section, key) == "WRAP_SM" and section.round_mode not in WRAPS_BACK:
             raise refuse(key, f"WRAP_SM goes with {' and '.join(WRAPS_BACK)}, as in the reference", "SAT")
-    if section.use_relu_multiplier and "use_relu_multiplier" in section.model_fields_set:
-        raise refuse("use_relu_multiplier", "a learned factor before each relu is not available", "false")
 
 
 def _data_keys(section: Quantization) -> list[str]:
@@ -138,8 +139,8 @@ def _note_quantizers(converted: Converted, section: Quantization) -> None:
         note("quantize_output", "rounds what leaves the model, not what leaves each layer")
     if not section.use_real_tanh:
         note("use_real_tanh", "a tanh stays one; the reference would train a hard tanh")
-    if section.use_relu_multiplier:
-        note("use_relu_multiplier", "true where it is missing, and not taken: no learned factor before each relu")
+    if section.use_relu_multiplier and "use_relu_multiplier" not in section.model_fields_set and not learns:
+        note("use_relu_multiplier", "true where it is missing: a power of two before each relu is learned")
     if learns and section.overflow_mode_data == "WRAP" and _data_keys(section):
         note(
             "overflow_mode_data",

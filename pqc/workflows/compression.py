@@ -21,8 +21,8 @@ from pqc.workflows.sources import resolve
 
 NORMALIZE = "normalize,fold-constants,fold-batchnorm,lower-gemm"
 FINALIZE = (
-    "freeze-masks,freeze-bits,fold-masks,lower-bits,fold-quant,drop-wraps,lower-bits,write-bipolar,"
-    "strip-training,normalize"
+    "freeze-masks,freeze-bits,fold-masks,fold-relu-multiplier,lower-bits,fold-quant,drop-wraps,lower-bits,"
+    "write-bipolar,strip-training,normalize"
 )
 # lower-bits a second time for what drop-wraps lets saturate, which takes weights on their grid.
 CALIBRATION_ROWS, VERIFY_ROWS = 4096, 64
@@ -41,6 +41,7 @@ def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
     parts = ["legalize"]
     quantization, pruning = plan.quantization, plan.pruning
     if quantization is not None:
+        parts += ["insert-relu-multiplier"] if quantization.relu_multiplier else []
         kinds = {name: getattr(quantization, name) for name in ("weights", "biases", "inputs", "outputs")}
         options = [f"{name}={write(kind)}" for name, kind in kinds.items()] + [f"rounding={quantization.rounding}"]
         own = {
