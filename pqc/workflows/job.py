@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from pqc import data, engine, files, graph, metrics, pipeline
 from pqc.data import Dataset
+from pqc.conventions import DEFAULT
 from pqc.errors import DataError
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
@@ -230,6 +231,7 @@ class Job:
             "keep_ratio": metrics.keep_ratio(costs, before),
             "weights": metrics.weights(before),
             "ebops": metrics.ebops(costs),
+            "ebops_convention": DEFAULT.name,
             "layers": [cost.record() for cost in costs],
             "passes": [vars(step) for step in self.steps],
             "epochs": len(self.history),
