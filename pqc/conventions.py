@@ -86,9 +86,9 @@ HGQ2 = Convention(
 """What HGQ2 0.2.0 counts where every position of a convolution has multipliers of its own, its default.
 
 A sum leaves its narrowest operand out, a pool of maxima costs as much as one of averages, and the bias of a convolution
-is added once for each position of its input. Two differences remain. HGQ2 gives a parameter with bits that rounds to zero
-its bits, which is left out here; and it adds the sign of what its own `SAT` rounds, but QONNX does not tell `SAT` from
-`WRAP`, so no sign counts here.
+is added once for each position of its input. Two differences remain. HGQ2 counts the bits of a parameter that has some
+and rounds to zero, which is left out here; and it adds the sign of what its own `SAT` rounds, but QONNX does not tell
+`SAT` from `WRAP`, so no sign counts here.
 """
 REFERENCE = Convention(
     "reference",
@@ -101,9 +101,9 @@ REFERENCE = Convention(
 )
 """What the published formulas count, with their known defects.
 
-A number without magnitude bits costs its sign; the bias of a convolution counts the elements of its input; each filter of
-a depthwise convolution meets every channel, and other groups have no count; layer normalization costs nothing, nor do sums
-of activations. Masks count, as they do in the published count after training, and not in its loss.
+A number without magnitude bits costs its sign; the bias of a convolution counts the elements of its input; each filter
+of a depthwise convolution meets every channel, and other groups have no count; layer normalization costs nothing, nor
+do sums of activations. Parameters that are zero are left out, as in the published count after training, not in its loss.
 """
 DEFAULT = PRODUCTS_AND_ADDITIONS
 CONVENTIONS = {one.name: one for one in (PRODUCTS, PRODUCTS_AND_ADDITIONS, HGQ2, REFERENCE)}

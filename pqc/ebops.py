@@ -258,7 +258,8 @@ def _softmax(counter: Counter, node: ir.Node) -> Terms:
 def _matmul(counter: Counter, node: ir.Node) -> Terms:
     """Every product of two activations, as in attention."""
     widths = [counter.widths.of(graph.operand(node, index)) for index in range(2)]
-    return Terms(counter.nodes.total(counter.nodes.add("MatMul", widths, "products.terms"), "products"), None, widths[0])
+    products = counter.nodes.add("MatMul", widths, "products.terms")
+    return Terms(counter.nodes.total(products, "products"), None, widths[0])
 
 
 def _multiply(counter: Counter, node: ir.Node) -> Terms:

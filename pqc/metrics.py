@@ -84,7 +84,7 @@ class Probe:
     """Costs of a compressible or clean graph for any values of its parameters.
 
     Args:
-        model: not changed; learned masks are read as their hard masks, and what lower-bits wrote in several nodes as one.
+        model: not changed; learned masks are read as their hard masks, and what lower-bits took apart as one.
         convention: what counts.
     """
 

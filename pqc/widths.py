@@ -106,7 +106,7 @@ class Widths:
         return self.nodes.add("Mul", [width, gate], "width.masked", {}, graph.dims(width))
 
     def _moved(self, node: ir.Node, value: ir.Value, signs: bool) -> ir.Value:
-        """What the operator makes of the widths of its inputs: it moves them, takes the largest, or leaves out signs."""
+        """What the operator makes of the widths of its inputs: it moves them, or leaves out signs."""
         if node.op_type == "Relu":
             return self.of(graph.operand(node, 0), signs=False)
         moved = [self.of(one, signs=signs) if one is not None and _is_data(one) else one for one in node.inputs]

@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import data, engine, files, graph, metrics, pipeline
-from pqc.data import Dataset
 from pqc.conventions import DEFAULT
+from pqc.data import Dataset
 from pqc.errors import DataError
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
