@@ -103,7 +103,8 @@ REFERENCE = Convention(
 
 A number without magnitude bits costs its sign; the bias of a convolution counts the elements of its input; each filter
 of a depthwise convolution meets every channel, and other groups have no count; layer normalization costs nothing, nor
-do sums of activations. Parameters that are zero are left out, as in the published count after training, not in its loss.
+do sums of activations. Parameters that are zero are left out, as in the published count after training, not in its
+loss.
 """
 DEFAULT = PRODUCTS_AND_ADDITIONS
 CONVENTIONS = {one.name: one for one in (PRODUCTS, PRODUCTS_AND_ADDITIONS, HGQ2, REFERENCE)}
