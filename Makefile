@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow bench bench-hgq method-table hgq-front lint docs plots clean
+.PHONY: demo test test-slow bench bench-hgq method-table hgq-front check-hgq2 lint docs plots clean
 
 demo: $(VENV)/ready
 	$(BIN)/pqc run jet_tagger --schedule cs-demo --out build/demo
@@ -27,6 +27,9 @@ bench-hgq: $(VENV)/ready .venv-peers/ready .venv-hgq/ready
 
 hgq-front: $(VENV)/ready .venv-hgq/ready
 	$(BIN)/python tests/benchmarks/hgq_front.py
+
+check-hgq2: $(VENV)/ready .venv-hgq/ready
+	$(BIN)/python -m pytest tests/test_ebops_hgq2.py -m slow
 
 method-table: $(VENV)/ready
 	$(BIN)/python tests/benchmarks/method_table.py --jobs 2

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from pqc import graph, layers, library, quantizer_sites
+from pqc import graph, library, quantizer_sites
+from pqc.conventions import DEFAULT
 from pqc.ebops import Counter
 from pqc.names import BITS_WEIGHT, EBOPS_WEIGHT, LOSS
 from pqc.rewriting import Pass
@@ -17,7 +18,8 @@ class AttachCosts(Pass):
     """Add the price of learned bits to the loss.
 
     loss → loss + ebops-weight · EBOPs + bits-weight · (sum of all learned bits), both weights being scalars that a
-    schedule anneals. EBOPs count products of widths and additions of biases, and leave out weights whose mask is zero.
+    schedule anneals. EBOPs count products of widths and additions of
+    all operators, and leave out weights whose mask is zero.
     Without `bits` there is no last term; without `signs` widths are counted without their sign bits.
     Leaves a graph without a loss, without learned bits, or with their price.
     """
@@ -34,9 +36,9 @@ class AttachCosts(Pass):
         if place is None or not learned or EBOPS_WEIGHT in main.initializers:
             return 0
         writer = _Writer(main)
-        counter = Counter(main, signs=self.signs)
-        terms = [counter.layer(layer) for layer in layers.layers(main)]
-        costs = [value for one in terms for value in (one.products, one.additions) if value is not None]
+        outputs = [value for value in main.outputs if value.name != LOSS]
+        counted = Counter(main, replace(DEFAULT, zeros=True, signs=self.signs)).count(outputs)
+        costs = [value for terms in counted.values() for value in terms.costs]
         price = writer.product(writer.sum(costs, "ebops"), EBOPS_WEIGHT)
         task = main.outputs[place]
         task.name = f"{LOSS}.before_costs"

@@ -35,8 +35,9 @@ def _is_row(value: ir.Value | None) -> bool:
 
 
 def _is_scalar(node: ir.Node) -> bool:
-    """Whether all elements are summed, once."""
-    return len(node.inputs) == 1 and node.attributes.get_int("keepdims", 1) == 0 and len(node.outputs[0].uses()) == 1
+    """Whether all elements are summed, and the sum is only added to others."""
+    readers = [use.node.op_type for use in node.outputs[0].uses()]
+    return len(node.inputs) == 1 and node.attributes.get_int("keepdims", 1) == 0 and readers == ["Add"]
 
 
 def _products(batcher: Batcher, costs: list[ir.Node]) -> ir.Value:

@@ -231,19 +231,28 @@ def opt(
 
 @cli.command()
 @click.argument("model")
+@click.option("--ebops", is_flag=True, help="Print the bit operations of each node instead.")
+@click.option("--convention", default="products+additions", show_default=True, help="How --ebops counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def show(model: str, as_json: bool) -> None:
+def show(model: str, ebops: bool, convention: str, as_json: bool) -> None:
     """Print MODEL in numbers: inputs, outputs, layers, bits, EBOPs.
 
+    Bit operations are counted by one of the conventions products, products+additions, hgq2 and reference.
+
     \b
-    Example:
+    Examples:
       pqc show build/demo/clean.onnx --json
+      pqc show build/demo/clean.onnx --ebops --convention hgq2
     """
     from pqc import workflows
+    from pqc.workflows import inspection
 
-    found = workflows.show(model)
+    found = inspection.ebops(model, convention) if ebops else workflows.show(model)
     if as_json:
         click.echo(json.dumps(found, indent=2))
+        return
+    if ebops:
+        tables.ebops_table(found)
         return
     for key in ("inputs", "outputs"):
         for value in found[key]:
@@ -255,7 +264,7 @@ def show(model: str, as_json: bool) -> None:
         tables.OUTPUT.print(Text(f"layers were not read: {found['unread']}"))
         return
     share = f"{100 * found['keep_ratio']:.2f} % of the weights are not zero"
-    tables.OUTPUT.print(Text(f"{found['parameters']} parameters, {share}, {found['ebops']:,} EBOPs"))
+    tables.OUTPUT.print(Text(f"{found['parameters']} parameters, {share}, {tables.number(found['ebops'])} EBOPs"))
 
 
 @cli.command()

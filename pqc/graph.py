@@ -252,6 +252,12 @@ def dims(value: ir.Value) -> tuple[int, ...]:
     return tuple(known)
 
 
+def row_shape(value: ir.Value) -> tuple[int, ...]:
+    """The shape of one row of an activation, [1, ...]; unknown lengths count as one."""
+    known = () if value.shape is None else value.shape.dims
+    return (1, *(dim if isinstance(dim, int) else 1 for dim in known[1:])) if known else ()
+
+
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The array of an initializer or of a Constant node, or None if `value` is computed."""
     if value is None:

@@ -107,7 +107,7 @@ def controls(main: ir.Graph) -> dict[str, ir.Value]:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A tensor that training moves. `role` is `weight`, `bias`, a kind of bits, scales or constants, or a state's name."""
+    """A tensor that training moves. `role`: `weight`, `bias`, that of bits, scales or constants, or a state's name."""
 
     value: ir.Value
     role: str

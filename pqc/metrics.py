@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import onnx_ir as ir
 
-from pqc import engine, graph, layers, library, masking
-from pqc.ebops import Counter
+from pqc import engine, graph, layers, library, masking, pipeline
+from pqc.conventions import DEFAULT, Convention
+from pqc.ebops import Counter, Terms
 
 
 def metric(loss: str, output: np.ndarray, target: np.ndarray, threshold: float = 0.0) -> float:
@@ -41,19 +42,20 @@ def metric_name(loss: str) -> str:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer in numbers.
+    """One layer, or another node that costs, in numbers.
 
     Args:
-        name: the layer's.
-        weight: the name of its weight, which layers may share.
-        operator: MatMul, Gemm or Conv.
+        name: the layer's, or the node's.
+        weight: the name of its weight, which layers may share; empty without.
+        operator: MatMul, Gemm, Conv, or what else costs.
         shape: of the weight.
         weights: how many there are.
         nonzero: how many are not zero once masked and rounded.
-        bits_weight: mean bits of the weights that are left, 32 where they are not quantized; likewise `bits_bias`, 0
-            without bias.
+        bits_weight: mean bits of the weights that are left, 32 where they are not quantized, 0 without; likewise
+            `bits_bias`.
         bits_input: mean bits of the inputs.
-        ebops: effective bit operations.
+        products: bit operations of multiplications.
+        additions: bit operations of additions and look-ups.
     """
 
     name: str
@@ -65,32 +67,37 @@ class LayerCost:
     bits_weight: float
     bits_bias: float
     bits_input: float
-    ebops: int
+    products: float
+    additions: float
+
+    @property
+    def ebops(self) -> float:
+        """Effective bit operations, a whole number where they are one."""
+        return whole(self.products + self.additions)
 
     def record(self) -> dict[str, object]:
         """For JSON."""
-        return {**asdict(self), "shape": list(self.shape)}
+        return {**asdict(self), "shape": list(self.shape), "ebops": self.ebops}
 
 
 class Probe:
     """Costs of a compressible or clean graph for any values of its parameters.
 
     Args:
-        model: not changed; learned masks are read as their hard masks.
+        model: not changed; learned masks are read as their hard masks, and what lower-bits took apart as one.
+        convention: what counts.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, convention: Convention = DEFAULT) -> None:
         hard = graph.copy(model)
+        pipeline.run(hard, "raise-bits")
         given = [*masking.parameters(hard.graph), *masking.buffers(hard.graph)]
         names = {str(one.value.name) for one in given}
         names |= {str(value.name) for value in masking.controls(hard.graph).values()}
-        self._layers = layers.layers(hard.graph)
-        counter = Counter(hard.graph, nonzero=True)
-        self._terms = {layer.name: counter.layer(layer) for layer in self._layers}
-        operands = {layer.name: graph.operand(layer.node, layers.WEIGHT_INPUT) for layer in self._layers}
-        self._operands = {name: str(value.name) for name, value in operands.items()}
-        terms = [value for one in self._terms.values() for value in vars(one).values() if value is not None]
-        wanted = list(dict.fromkeys([*operands.values(), *terms]))
+        layers_of = {layer.node: layer for layer in layers.layers(hard.graph)}
+        terms = Counter(hard.graph, convention).count(hard.graph.outputs)
+        self._counted = [_Counted.of(node, layers_of.get(node), one) for node, one in terms.items()]
+        wanted = list(dict.fromkeys(value for one in self._counted for value in one.values.values()))
         self._stored = {str(value.name): graph.stored(value) for value in wanted if value.is_initializer()}
         hard.graph.outputs[:] = [value for value in wanted if not value.is_initializer()]
         masking.harden(hard.graph)
@@ -101,12 +108,12 @@ class Probe:
     def effective(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Each layer's weight as it enters the arithmetic: masked and rounded."""
         found = self._found(values)
-        return {name: found[operand] for name, operand in self._operands.items()}
+        return {one.name: found[str(one.values["operand"].name)] for one in self._counted if one.layer is not None}
 
     def costs(self, values: Mapping[str, np.ndarray]) -> list[LayerCost]:
-        """Every layer's cost with the given parameter values."""
+        """The cost of every layer, and of every other node that has one, with the given parameter values."""
         found = self._found(values)
-        return [self._cost(layer, found) for layer in self._layers]
+        return [one.cost(found) for one in self._counted]
 
     def _found(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Weights, widths and costs by their names in the graph."""
@@ -116,28 +123,54 @@ class Probe:
             found |= self._session.run({name: array for name, array in values.items() if name in names})
         return found
 
-    def _cost(self, layer: layers.Layer, found: Mapping[str, np.ndarray]) -> LayerCost:
-        terms = {name: found[str(value.name)] for name, value in vars(self._terms[layer.name]).items() if value}
-        effective = found[self._operands[layer.name]]
-        left = terms["weight"][effective != 0]
+
+@dataclass(frozen=True)
+class _Counted:
+    """A node, the layer whose it is, and the values of its cost by what they are."""
+
+    node: ir.Node
+    layer: layers.Layer | None
+    values: dict[str, ir.Value]
+
+    @classmethod
+    def of(cls, node: ir.Node, layer: layers.Layer | None, terms: Terms) -> _Counted:
+        found = {name: value for name, value in vars(terms).items() if value is not None}
+        operand = {} if layer is None else {"operand": graph.operand(node, layers.WEIGHT_INPUT)}
+        return cls(node, layer, found | operand)
+
+    @property
+    def name(self) -> str:
+        return self.layer.name if self.layer is not None else str(self.node.name)
+
+    def cost(self, found: Mapping[str, np.ndarray]) -> LayerCost:
+        """The cost, from all values by their names in the graph."""
+        parts = {name: found[str(value.name)] for name, value in self.values.items()}
+        effective = parts.get("operand", np.zeros(0))
+        widths = parts.get("weight", np.zeros(0))
+        left = widths[effective != 0] if self.layer is not None else widths
         return LayerCost(
-            layer.name,
-            str(layer.weight.name),
-            layer.node.op_type,
-            tuple(effective.shape),
+            self.name,
+            str(self.layer.weight.name) if self.layer is not None else "",
+            self.node.op_type,
+            tuple(effective.shape) if self.layer is not None else (),
             effective.size,
             int(np.count_nonzero(effective)),
-            _mean(left if left.size else terms["weight"]),
-            _mean(terms["bias"]) if "bias" in terms else 0,
-            _mean(terms["data"]),
-            round(float(terms["products"]) + float(terms.get("additions", 0.0))),
+            _mean(left if left.size else widths),
+            _mean(parts.get("bias", np.zeros(0))),
+            _mean(parts["data"]),
+            whole(float(parts.get("products", 0.0))),
+            whole(float(parts.get("additions", 0.0))),
         )
 
 
 def _mean(widths: np.ndarray) -> float:
     """A mean width, a whole number where it is one."""
-    mean = float(widths.mean(dtype=np.float64)) if widths.size else 0.0
-    return int(mean) if mean == int(mean) else mean
+    return whole(float(widths.mean(dtype=np.float64)) if widths.size else 0.0)
+
+
+def whole(number: float) -> float:
+    """The number, as an integer where it is one."""
+    return int(number) if number == int(number) else number
 
 
 def keep_ratio(costs: list[LayerCost], before: list[LayerCost] | None = None) -> float:
@@ -156,6 +189,6 @@ def weights(costs: list[LayerCost]) -> int:
     return sum({cost.weight: cost.weights for cost in costs}.values())
 
 
-def ebops(costs: list[LayerCost]) -> int:
-    """Effective bit operations of the network."""
-    return sum(cost.ebops for cost in costs)
+def ebops(costs: list[LayerCost]) -> float:
+    """Effective bit operations of the network, a whole number where they are one."""
+    return whole(sum(cost.ebops for cost in costs))

@@ -31,9 +31,26 @@ def layer_table(layers: list[dict[str, Any]]) -> None:
     for one in layers:
         shape = "x".join(str(dim) for dim in one["shape"])
         nonzero = f"{one['nonzero']}/{one['weights']}"
-        bits = [str(one[f"bits_{what}"]) for what in ("weight", "bias", "input")]
-        table.add_row(Text(one["name"]), one["operator"], shape, nonzero, *bits, f"{one['ebops']:,}")
+        bits = [number(one[f"bits_{what}"]) for what in ("weight", "bias", "input")]
+        table.add_row(Text(one["name"]), one["operator"], shape, nonzero, *bits, number(one["ebops"]))
     OUTPUT.print(table)
+
+
+def ebops_table(found: dict[str, Any]) -> None:
+    """The bit operations of a model by node, on standard output."""
+    table = Table("node", "operator", "products", "additions", "EBOPs")
+    for one in [*found["nodes"], {"name": "total", "operator": "", **found["total"]}]:
+        counts = [number(one[what]) for what in ("products", "additions", "ebops")]
+        table.add_row(Text(one["name"]), one["operator"], *counts)
+    OUTPUT.print(table)
+    OUTPUT.print(Text(f"convention: {found['convention']}"))
+    if found["uncounted"]:
+        OUTPUT.print(Text(f"not counted: {', '.join(found['uncounted'])}"))
+
+
+def number(value: float) -> str:
+    """A number with its thousands marked: to two digits, unless it is a whole one."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
 
 
 def say_precisions(result: dict[str, Any]) -> None:
@@ -95,7 +112,7 @@ def say_summary(summary: dict[str, Any], out: Path) -> None:
         if summary.get(key):
             table.add_row(key, f"{summary[key][name]:.4f}")
     ERRORS.print(table)
-    ERRORS.print(f"{100 * summary['keep_ratio']:.2f} % of the weights remain, {summary['ebops']:,} EBOPs")
+    ERRORS.print(f"{100 * summary['keep_ratio']:.2f} % of the weights remain, {number(summary['ebops'])} EBOPs")
     same = "equal bit for bit" if summary["clean_equals_trained"] else "DIFFERENT"
     ERRORS.print(f"trained and clean model: {same}")
     if summary.get("hls"):

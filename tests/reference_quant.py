@@ -579,7 +579,7 @@ def conv_ebops(
     """Convolution of any rank: one multiplier per weight, whatever the image. Source: §4.6.
 
     sum_{o,c,K} max over space of B_in[c] B_w[o,c,K], c over the inputs of o's group; "additions" adds
-    output positions sum_o B_b[o]. `weight` (O, C/groups, *K), quantized; `bits_in` to (C, *spatial),
+    output positions sum_o B_b[o], "hgq2" as much for each position of the input. `weight` (O, C/groups, *K), quantized; `bits_in` to (C, *spatial),
     `bits_w` to the weight, `bits_b` to (O,). `parallelization` (kernels at work at once) is HGQ2's;
     None means one for every output position.
     """
@@ -596,7 +596,7 @@ def conv_ebops(
     if convention == "hgq2":
         share = 1.0 if parallelization is None else parallelization / positions
         total = share * (_grouped(_window_sums(lanes, weight.shape[2:], *window), w, groups) * w).sum()
-        return float(total + biases.mean() * positions * len(biases))
+        return float(total + biases.sum() * math.prod(spatial))
     largest = lanes.reshape(len(lanes), -1).max(axis=1).reshape(-1, *(1,) * rank)
     total = (_grouped(largest, w, groups) * w).sum()
     return float(total + (positions * biases.sum() if convention == "additions" else 0.0))
@@ -749,12 +749,13 @@ def attention_ebops(
 def add_ebops(operands: Sequence[ArrayLike], shape: Sequence[int], convention: Convention) -> float:
     """Sum of tensors: sum of bits minus the widest operand's, per element.
 
-    Counted for "additions"; times 0.65 for "hgq2"; "reference" has no such layer and counts 0.
+    Counted for "additions"; "hgq2" takes off the narrowest operand's, and counts 0.65 of the rest; "reference" has no such layer and counts 0.
     """
     _check(convention)
     factor = {"multiplications": 0.0, "additions": 1.0, "reference": 0.0, "hgq2": 0.65}[convention]
     stacked = np.stack([_bits(bits, tuple(shape)) for bits in operands])
-    return float(factor * (stacked.sum(axis=0) - stacked.max(axis=0)).sum())
+    free = stacked.min(axis=0) if convention == "hgq2" else stacked.max(axis=0)
+    return float(factor * (stacked.sum(axis=0) - free).sum())
 
 
 def subtract_ebops_hgq2(a: ArrayLike, b: ArrayLike, shape: Sequence[int]) -> float:

@@ -217,6 +217,16 @@ def test_show_prints_json(mlp_file: Path, pqc: Run) -> None:
     assert found["inputs"] == [{"name": "x", "type": "float", "shape": ["batch", 4]}]
 
 
+def test_show_prints_bit_operations_by_node(mlp_file: Path, pqc: Run) -> None:
+    found = json.loads(pqc("show", mlp_file, "--ebops", "--convention", "products", "--json").out)
+    assert (found["convention"], found["uncounted"]) == ("products", [])
+    assert [one["ebops"] for one in found["nodes"]] == [32 * 32 * 32, 24 * 32 * 32]
+    assert found["total"] == {"products": 56 * 1024, "additions": 0, "ebops": 56 * 1024}
+    printed = pqc("show", mlp_file, "--ebops")
+    assert (printed.code, "convention: products+additions" in printed.out) == (0, True)
+    assert_fails(pqc("show", mlp_file, "--ebops", "--convention", "hgq"), "did you mean 'hgq2'?")
+
+
 def test_doctor_prints_json(pqc: Run) -> None:
     result = pqc("doctor", "--json")
     found = json.loads(result.out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxscript import FLOAT, script
+from onnxscript import FLOAT, INT64, script
 from onnxscript import opset21 as op
 
 from pqc.functions.fixed_quant import Shared
@@ -62,9 +62,45 @@ def LargestGrad(dy: FLOAT, x: FLOAT, y: FLOAT) -> FLOAT:
     return op.Reshape(first / op.ReduceSum(first, last) * op.Unsqueeze(dy, last), op.Shape(x))
 
 
+@script(COST, default_opset=op)
+def Widest(x: FLOAT, axes: INT64) -> FLOAT:
+    """The largest along the axes, which stay with length one."""
+    return op.ReduceMax(x, axes)
+
+
+@script(COST, default_opset=op)
+def Narrowest(x: FLOAT, axes: INT64) -> FLOAT:
+    """The smallest along the axes, which stay with length one."""
+    return op.ReduceMin(x, axes)
+
+
+@script(GRADIENT, default_opset=op)
+def ExtremeGrad(dy: FLOAT, x: FLOAT, axes: INT64, y: FLOAT) -> FLOAT:
+    """dy, shared among those that are the largest, or the smallest."""
+    first = op.CastLike(op.Equal(x, y), x)
+    return first / op.ReduceSum(first, axes) * dy
+
+
+@script(COST, default_opset=op)
+def TableCost(data: FLOAT, result: FLOAT) -> FLOAT:
+    """1e-4 times the sum of 2^(bits of the input) x (bits of the result), both of one shape."""
+    return 1.0e-4 * op.ReduceSum(op.Pow(2.0, data) * result, keepdims=0)
+
+
+@script(GRADIENT, default_opset=op)
+def TableCostGrad(dy: FLOAT, data: FLOAT, result: FLOAT):
+    """A bit more of the input doubles its part; a bit more of the result adds a column."""
+    column = 1.0e-4 * dy * op.Pow(2.0, data)
+    return 0.6931471805599453 * column * result, column
+
+
 WIDTH = Operator(
     Width, WidthGrad, arguments=("GO(0)", "I(0)", "I(1)", "O(0)"), results=("GI(0)", "GI(1)"), helpers=(Shared,)
 )
 DENSE_COST = Operator(DenseCost, DenseCostGrad, arguments=("GO(0)", "I(0)", "I(1)"), results=("GI(0)", "GI(1)"))
 LARGEST = Operator(Largest, LargestGrad, arguments=("GO(0)", "I(0)", "O(0)"))
-COSTS = (WIDTH, DENSE_COST, LARGEST)
+WIDEST, NARROWEST = (
+    Operator(extreme, ExtremeGrad, arguments=("GO(0)", "I(0)", "I(1)", "O(0)")) for extreme in (Widest, Narrowest)
+)
+TABLE_COST = Operator(TableCost, TableCostGrad, arguments=("GO(0)", "I(0)", "I(1)"), results=("GI(0)", "GI(1)"))
+COSTS = (WIDTH, DENSE_COST, LARGEST, WIDEST, NARROWEST, TABLE_COST)

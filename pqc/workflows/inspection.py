@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import data, engine, graph, masking, metrics, names, pipeline
+from pqc import ebops as counting
+from pqc.conventions import DEFAULT, named
 from pqc.errors import DataError, PqcError
 from pqc.rewriting import Pass
 from pqc.samples import batch_size, sample
@@ -71,6 +73,29 @@ def show(model: str | Path) -> dict[str, Any]:
         "keep_ratio": metrics.keep_ratio(costs) if costs is not None else None,
         "ebops": metrics.ebops(costs) if costs is not None else None,
         "pipeline": loaded.metadata_props.get(names.PIPELINE, ""),
+    }
+
+
+def ebops(model: str | Path, convention: str = DEFAULT.name) -> dict[str, Any]:
+    """The bit operations of each node of a model, their total, and the operators that compute and are not counted.
+
+    Args:
+        model: a file or the name of a reference model.
+        convention: the name of what counts.
+    """
+    chosen = named(convention)
+    loaded = resolve(model).load()
+    pipeline.run(loaded, "normalize,raise-bits")
+    costs = metrics.Probe(loaded, chosen).costs({})
+    parts = ("products", "additions", "ebops")
+    return {
+        "convention": chosen.name,
+        "nodes": [
+            {"name": one.name, "operator": one.operator, **{part: getattr(one, part) for part in parts}}
+            for one in costs
+        ],
+        "total": {part: metrics.whole(sum(getattr(one, part) for one in costs)) for part in parts},
+        "uncounted": counting.uncounted(loaded.graph),
     }
 
 

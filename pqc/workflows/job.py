@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import data, engine, files, graph, metrics, pipeline
+from pqc.conventions import DEFAULT
 from pqc.data import Dataset
 from pqc.errors import DataError
 from pqc.schedule import Schedule
@@ -230,6 +231,7 @@ class Job:
             "keep_ratio": metrics.keep_ratio(costs, before),
             "weights": metrics.weights(before),
             "ebops": metrics.ebops(costs),
+            "ebops_convention": DEFAULT.name,
             "layers": [cost.record() for cost in costs],
             "passes": [vars(step) for step in self.steps],
             "epochs": len(self.history),

@@ -83,43 +83,10 @@ def train_pqc(folder: Path, epochs: int, seed: int) -> dict[str, Any]:
 
 def count_pqc(clean: Any) -> float:
     """Bit operations of a clean graph in HGQ2's way."""
-    from pqc import graph, layers
+    from pqc import metrics
+    from pqc.conventions import HGQ2
 
-    total = 0.0
-    for layer in layers.layers(clean.graph):
-        assert layer.bias is not None and layer.bias_add is not None and layer.bias_index is not None
-        weight, bias = graph.stored(layer.weight), graph.stored(layer.bias)
-        bias_quant = graph.operand(layer.bias_add, layer.bias_index).producer()
-        data = _widths(_quantizer(layer.data), (weight.shape[0],)) * _gate(layer.data, weight.shape[0])
-        bits = _widths(layer.node.inputs[1].producer(), weight.shape)  # type: ignore[union-attr]
-        total += ebops(weight, bits, data, bias, _widths(bias_quant, bias.shape))
-    return total
-
-
-def _quantizer(value: Any) -> Any:
-    node = value.producer()
-    while node.op_type != "Quant":
-        node = node.inputs[0].producer()
-    return node
-
-
-def _widths(quant: Any, shape: tuple[int, ...]) -> np.ndarray:
-    from pqc import layers
-
-    grid = layers.grid(quant)
-    assert grid is not None
-    return np.broadcast_to(grid.bits - grid.signed, (1, *shape) if grid.bits.ndim > len(shape) else shape).reshape(
-        shape
-    )
-
-
-def _gate(value: Any, length: int) -> np.ndarray:
-    """Zeros and ones that a Mul behind the quantizer lets elements through with."""
-    from pqc import graph
-
-    node = value.producer()
-    constant = graph.constant(node.inputs[1]) if node.op_type == "Mul" else None
-    return np.ones(length) if constant is None else np.broadcast_to(constant, (1, length)).reshape(length)
+    return metrics.ebops(metrics.Probe(clean, HGQ2).costs({}))
 
 
 def train_hgq2(folder: Path, epochs: int, seed: int, python: str) -> dict[str, Any]:
