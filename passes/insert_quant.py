@@ -147,7 +147,7 @@ def _activations(node: ir.Node) -> list[ir.Value]:
         return []
     values = [value for value in node.inputs if value is not None and layers.source(value) is None]
     if node.op_type == "MatMul" and len(values) == 2:
-        return [*values, node.outputs[0]]
+        return [*values, *(output for output in node.outputs if not output.is_graph_output())]
     if node.op_type in READERS or trained_constants.role(node) == trained_constants.GAIN:
         return [value for value in values if value is node.inputs[0]]
     return values if node.op_type in JOINS and len(values) == 2 else []
