@@ -20,7 +20,7 @@ from test_differentiation import TRAIN, assert_finite_differences
 
 import reference_quant as ref
 from pqc import engine, graph, layers, pipeline, workflows
-from pqc.errors import PassError, ScheduleError
+from pqc.errors import PassError, ScheduleError, UnsupportedError
 from pqc.options import quote
 from pqc.quantization_check import gaps
 
@@ -325,3 +325,14 @@ def test_attention_is_trained_and_exact(transformer: Path, tmp_path: Path, learn
         pipeline.run(fixed_batch, f"fix-batch{{size={rows}}}")
         found = execute_onnx(ModelWrapper(graph.to_proto(fixed_batch)), {"x": x[:rows]})["y"]
         np.testing.assert_array_equal(found, whole[:rows])
+
+
+def test_firmware_is_refused_before_training(transformer: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SCHEDULE.format(learns="", method="null"))
+    source = workflows.resolve(str(transformer / "model.onnx"))
+    plan = workflows.load_plan(str(tmp_path / "s.yaml"), source, {})
+    with pytest.raises(
+        UnsupportedError, match="ReduceMean 'LayerNormalization_n.mean': .*hls4ml has no exact form of it"
+    ):
+        workflows.run(source, plan, transformer, tmp_path / "out", workflows.RunOptions())
+    assert not (tmp_path / "out" / "trained.onnx").exists()
