@@ -38,8 +38,8 @@ class ExpandSoftmax(Pass):
 
 
 def _is_inner(node: ir.Node) -> bool:
-    """Whether other nodes compute with the probabilities."""
-    waiting = [node.outputs[0]]
+    """Whether nodes compute with the probabilities, and the model does not give them out."""
+    waiting = [] if node.outputs[0].is_graph_output() else [node.outputs[0]]
     while waiting:
         value = waiting.pop()
         if any(reader.domain or reader.op_type not in layers.MOVES for reader in value.consumers()):

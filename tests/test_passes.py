@@ -269,6 +269,7 @@ def test_expand_softmax() -> None:
     [
         "(float[n,2] x) => (float[n,2] y) { h = MatMul (x, fc__weight) y = Softmax (h) }",
         "(float[n,2] x) => (float[2,n] y) { h = MatMul (x, fc__weight) p = Softmax (h) y = Transpose (p) }",
+        "(float[n,2] x) => (float[n,2] p, float[n,2] y) { p = Softmax (x) y = MatMul (p, fc__weight) }",
         "(float[n,2] x) => (float[n,2] y) { p = LogSoftmax (x) y = MatMul (p, fc__weight) }",
     ],
 )
