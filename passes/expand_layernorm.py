@@ -88,8 +88,8 @@ def _decomposed(node: ir.Node) -> Norm | None:
     centered, spread = _centered(node.inputs[0]), _spread(node.inputs[1])
     if centered is None or spread is None or centered != spread[:2]:
         return None
-    gain, scaled = _affine(node, "Mul")
-    shift, last = _affine(scaled, "Add") if gain is not None else (None, node)
+    gain, scaled = _affine(node, "Mul", *centered)
+    shift, last = _affine(scaled, "Add", *centered) if gain is not None else (None, node)
     return Norm(last, *spread, gain, shift)
 
 
@@ -134,13 +134,22 @@ def _spread(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...], float] |
     return (*found, float(epsilon)) if found is not None and found[1] == axes else None
 
 
-def _affine(node: ir.Node, operator: str) -> tuple[ir.Value | None, ir.Node]:
-    """The constant that the only reader of `node` multiplies by or adds, and that reader; else `node` itself."""
+def _affine(node: ir.Node, operator: str, x: ir.Value, axes: tuple[int, ...]) -> tuple[ir.Value | None, ir.Node]:
+    """The parameter that the only reader of `node` multiplies by or adds, and that reader; else `node` itself."""
     y, readers = node.outputs[0], list(node.outputs[0].consumers())
     if len(readers) != 1 or y.is_graph_output() or readers[0].domain or readers[0].op_type != operator:
         return None, node
     constant = next((value for value in readers[0].inputs if value is not y), None)
-    return (constant, readers[0]) if constant is not None and constant.is_initializer() else (None, node)
+    fits = constant is not None and constant.is_initializer() and _is_parameter(graph.dims(constant), x, axes)
+    return (constant, readers[0]) if fits else (None, node)
+
+
+def _is_parameter(shape: tuple[int, ...], x: ir.Value, axes: tuple[int, ...]) -> bool:
+    """Whether there is one number for each that is normalized together, rather than a factor for all."""
+    lengths = list(x.shape or ())
+    full = (1,) * (len(lengths) - len(shape)) + shape
+    expected = [length if place - len(lengths) in axes else 1 for place, length in enumerate(lengths)]
+    return list(full) == expected
 
 
 def _expand(main: ir.Graph, norm: Norm) -> None:

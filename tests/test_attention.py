@@ -19,7 +19,8 @@ from qonnx.core.onnx_exec import execute_onnx
 from test_differentiation import TRAIN, assert_finite_differences
 
 import reference_quant as ref
-from pqc import engine, graph, layers, pipeline, workflows
+from pqc import engine, graph, layers, metrics, pipeline, workflows
+from pqc.conventions import CONVENTIONS
 from pqc.errors import PassError, ScheduleError, UnsupportedError
 from pqc.options import quote
 from pqc.quantization_check import gaps
@@ -247,6 +248,19 @@ def test_a_schedule_refuses_parts_that_do_not_exist(tmp_path: Path) -> None:
     path.write_text('quantization: {layers: {"p": {exponential: {bits: [0, 1, 9]}}}}\n')
     with pytest.raises(ScheduleError, match="no tensor 'exponential'"):
         workflows.load_plan(str(path), workflows.resolve("jet_tagger"), {})
+
+
+def test_the_steps_of_a_softmax_cost_what_the_reference_counts() -> None:
+    """The operator's own count, and its two tables."""
+    model = onnx_model(SOFTMAX.format(-1), eye__weight=np.eye(6))
+    pipeline.run(model, insert({"Softmax_p": {"input": "1,3,4", "difference": "0,3,4", **TYPES["narrow"]}}, ""))
+    costs = metrics.Probe(model, CONVENTIONS["products+additions"]).costs({})
+    found = sum(one.ebops for one in costs if one.name.startswith("Softmax_p."))
+    bits = {part: sum(map(int, kind.split(","))) for part, kind in TYPES["narrow"].items()}
+    expected = ref.softmax_ebops(8, bits["exp"], bits["inverse"], (3, 6), "additions")
+    expected += ref.table_ebops(7, bits["exp"], (3, 6), "additions")
+    expected += ref.table_ebops(bits["sum"], bits["inverse"], (3, 1), "additions")
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 # End to end

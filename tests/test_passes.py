@@ -336,6 +336,13 @@ def test_expand_layernorm_leaves_other_quotients_alone(old: str, new: str) -> No
     assert_left_alone(before, "normalize,expand-layernorm", first=np.array([0]), **NORM_CONSTANTS)
 
 
+def test_expand_layernorm_takes_no_factor_for_a_gain() -> None:
+    before = EXPORTED.replace("SQUARE", SQUARES[0]).replace("gain", "two").replace("shift", "epsilon")
+    model = after(before, "normalize,expand-layernorm", **NORM_CONSTANTS)
+    assert masking.parameters(model.graph) == []
+    assert text_of(model).endswith("g = Mul (Div_d.normalized.out, two)\ny = Add (g, epsilon)")
+
+
 def test_expand_layernorm_leaves_one_whose_mean_is_read_alone() -> None:
     before = """(float[n,2] x) => (float[n,2] y) {
         h, mean = LayerNormalization (x, gain, shift) y = Add (h, mean)
