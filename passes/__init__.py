@@ -12,6 +12,8 @@ from pqc.passes.calibrate_quant import CalibrateQuant
 from pqc.passes.differentiate import Differentiate
 from pqc.passes.dither_quant import DitherQuant
 from pqc.passes.drop_wraps import DropWraps
+from pqc.passes.expand_layernorm import ExpandLayerNorm
+from pqc.passes.expand_softmax import ExpandSoftmax
 from pqc.passes.expose_parameters import ExposeParameters
 from pqc.passes.fix_batch import FixBatch
 from pqc.passes.fold_batchnorm import FoldBatchNorm
@@ -54,6 +56,8 @@ TABLE: dict[str, type[Pass]] = {
         FoldConstants,
         FoldBatchNorm,
         LowerGemm,
+        ExpandSoftmax,
+        ExpandLayerNorm,
         Legalize,
         InsertReluMultiplier,
         InsertQuant,

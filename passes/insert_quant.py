@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from pqc import layer_quantizers, layers, library, unary
+from pqc import layer_quantizers, layers, library, trained_constants, unary
+from pqc.blocks import Block, blocks
 from pqc.errors import UnsupportedError
 from pqc.fixed_point import FixedPoint
 from pqc.quantizer import ALL_ROUNDINGS, PER_TENSOR, Quantizer
@@ -14,7 +15,7 @@ from pqc.quantizer_nodes import QuantizerWriter
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
 
 # What needs its activations on a grid, beside functions of one number: hardware computes it exactly.
-READERS = frozenset({*layers.OUTPUT_AXIS, "PRelu", "AveragePool", "GlobalAveragePool"})
+READERS = frozenset({*layers.OUTPUT_AXIS, "PRelu", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"})
 JOINS = frozenset({"Add", "Sub", "Mul"})
 
 
@@ -60,14 +61,18 @@ class InsertQuant(Pass):
         return len(wanted)
 
     def _wanted(self, main: ir.Graph) -> Iterator[Wanted]:
-        found = layers.layers(main)
+        found, written = layers.layers(main), blocks(main)
+        both: list[layers.Layer | Block] = [*found, *written]
         overrides = layer_quantizers.read(self.layers)
-        layers.check_patterns(found, (*self.exclude, *overrides))
+        layers.check_patterns(both, (*self.exclude, *overrides))
         _refuse_branches(main)
         excluded = {layer.node for layer in found if layer.excluded(self.exclude)}
-        own = {layer.node: layer_quantizers.own(layer, overrides) for layer in found}
-        shared = layer_quantizers.entering(found, excluded, own, self.inputs)
-        outputs = {layer.output: own[layer.node]["output"] for layer in found if "output" in own[layer.node]}
+        excluded |= {node for block in written if block.excluded(self.exclude) for node in block.nodes}
+        own = {one.node: layer_quantizers.own(one, overrides) for one in both}
+        shared = layer_quantizers.entering(both, excluded, own, self.inputs)
+        for block in written:
+            shared |= {block.parts[name]: kind for name, kind in own[block.node].items() if name in block.parts}
+        outputs = {one.output: own[one.node]["output"] for one in both if "output" in own[one.node]}
         seen: set[ir.Value] = set()
         for layer in found:
             if layer.node in excluded:
@@ -77,6 +82,9 @@ class InsertQuant(Pass):
             yield from _unquantized(layer.weight, kinds["weight"], seen, layer)
             if layer.bias is not None:
                 yield from _unquantized(layer.bias, kinds["bias"], seen, layer)
+        for block in written:
+            if block.node not in excluded:
+                yield from self._constants(block, own[block.node], seen)
         for value, kind in outputs.items():
             if kind is not None and shared.get(value, kind) != kind:
                 raise layer_quantizers.two(value, "one layer gives it out and another reads it", kind, shared[value])
@@ -92,6 +100,12 @@ class InsertQuant(Pass):
                     yield from _unquantized(value, shared.get(value, self.inputs), seen)
         for value in main.outputs:
             yield from _unquantized(_before_head(value), self.outputs, seen)
+
+    def _constants(self, block: Block, own: Mapping[str, Quantizer | None], seen: set[ir.Value]) -> Iterator[Wanted]:
+        """The gain and the shift of a normalization, each with one type."""
+        for name, kind in {"weight": self.weights, "bias": self.biases, **own}.items():
+            if name in ("weight", "bias") and name in block.parts and kind is not None:
+                yield from _unquantized(block.parts[name], kind.changed({"granularity": PER_TENSOR}), seen)
 
 
 def _refuse_branches(main: ir.Graph) -> None:
@@ -131,10 +145,9 @@ def _activations(node: ir.Node) -> list[ir.Value]:
         return []
     if node.op_type in layers.HEADS and node.outputs[0].is_graph_output():
         return []
-    if node.op_type in READERS:
-        value = node.inputs[0]
-        return [value] if value is not None and layers.source(value) is None else []
-    if node.op_type in JOINS:
-        values = [value for value in node.inputs if value is not None and layers.source(value) is None]
-        return values if len(values) == 2 else []
-    return []
+    values = [value for value in node.inputs if value is not None and layers.source(value) is None]
+    if node.op_type == "MatMul" and len(values) == 2:
+        return [*values, *(output for output in node.outputs if not output.is_graph_output())]
+    if node.op_type in READERS or trained_constants.role(node) == trained_constants.GAIN:
+        return [value for value in values if value is node.inputs[0]]
+    return values if node.op_type in JOINS and len(values) == 2 else []

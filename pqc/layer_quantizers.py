@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
 from pqc import graph, layers
+from pqc.blocks import Block
 from pqc.errors import PassError
 from pqc.quantizer import Quantizer, read_overrides
 
@@ -24,7 +25,7 @@ def read(text: str) -> dict[str, dict[str, Quantizer | None]]:
         raise PassError(f"layers: {error}", hint=hint) from error
 
 
-def own(layer: layers.Layer, overrides: Mapping[str, dict[str, Quantizer | None]]) -> dict[str, Quantizer | None]:
+def own(layer: layers.Named, overrides: Mapping[str, dict[str, Quantizer | None]]) -> dict[str, Quantizer | None]:
     """What a layer rounds in its own way; of several patterns the last says what holds."""
     found: dict[str, Quantizer | None] = {}
     for pattern, kinds in overrides.items():
@@ -33,7 +34,7 @@ def own(layer: layers.Layer, overrides: Mapping[str, dict[str, Quantizer | None]
 
 
 def entering(
-    found: list[layers.Layer],
+    found: Sequence[layers.Layer | Block],
     excluded: set[ir.Node],
     kinds_of: Mapping[ir.Node, dict[str, Quantizer | None]],
     usual: Quantizer | None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +26,7 @@ MOVES = frozenset(
         "Unsqueeze",
         "Identity",
         "MaxPool",
+        "ReduceMax",
         "Slice",
         "Split",
         "Concat",
@@ -92,7 +95,18 @@ class Layer:
         return any(fnmatchcase(self.name, pattern) for pattern in patterns)
 
 
-def check_patterns(found: list[Layer], patterns: tuple[str, ...]) -> None:
+class Named(Protocol):
+    """What patterns of names may mean: a layer, or what a pass has written out."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+
+    def excluded(self, patterns: tuple[str, ...]) -> bool:
+        """Whether one of the shell patterns matches it."""
+
+
+def check_patterns(found: Sequence[Named], patterns: tuple[str, ...]) -> None:
     """Refuse a pattern that meets no layer: it is a misspelling.
 
     Raises:

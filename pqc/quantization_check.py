@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from pqc import graph, grids, layer_quantizers, layers, unary
+from pqc import graph, grids, layer_quantizers, layers, trained_constants, unary
 from pqc.layers import MOVES
 
 SENSITIVE = frozenset(
@@ -66,7 +66,8 @@ def gaps(main: ir.Graph) -> list[Gap]:
     """What computes on numbers that are on no grid, in the order of the graph, and the reasons where that is meant."""
     parameters = {layer.weight: layer for layer in layers.layers(main)}
     parameters |= {layer.bias: layer for layer in layers.layers(main) if layer.bias is not None}
-    adds = {layer.bias_add: layer for layer in layers.layers(main) if layer.bias_add is not None}
+    adds = {layer.bias_add: layer.node.outputs[0] for layer in layers.layers(main) if layer.bias_add is not None}
+    adds |= {node: graph.operand(node, 0) for node in main if trained_constants.role(node) == trained_constants.SHIFT}
     functions = {node: one for one in unary.functions(main) for node in one.nodes}
     on_grid: dict[ir.Value, bool] = {}
     found: list[Gap] = []
@@ -112,11 +113,9 @@ def _is_head(node: ir.Node) -> bool:
     return node.op_type in layers.HEADS and node.outputs[0].is_graph_output()
 
 
-def _gap(
-    node: ir.Node, value: ir.Value, adds_bias: layers.Layer | None, parameters: dict[ir.Value, layers.Layer]
-) -> Gap:
+def _gap(node: ir.Node, value: ir.Value, product: ir.Value | None, parameters: dict[ir.Value, layers.Layer]) -> Gap:
     name, source = str(value.name), layers.source(value)
-    if adds_bias is not None and source is None and value is adds_bias.node.outputs[0]:
+    if value is product:
         reason = "nothing: hardware adds the bias to the exact sum"
         return Gap(Finding(str(node.name), node.op_type, name, reason, ""), value, None)
     if source is not None or graph.constant(value) is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pqc.blocks import PARTS
 from pqc.fixed_point import FixedPoint
 from pqc.functions.fixed_quant import OVERFLOWS, ROUNDINGS
 from pqc.functions.quant import ROUNDING_MODES
@@ -219,8 +220,8 @@ def _settings(words: list[str]) -> dict[str, Any]:
     return found
 
 
-TENSORS = ("weight", "bias", "input", "output")
-"""What a layer may round in its own way."""
+TENSORS = ("weight", "bias", "input", "output", *PARTS)
+"""What a layer may round in its own way, and what a softmax or a normalization may inside."""
 
 
 def read_overrides(text: str) -> dict[str, dict[str, Quantizer | None]]:

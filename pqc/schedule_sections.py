@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from pqc import curves
+from pqc.blocks import PARTS
 from pqc.errors import PqcError
 from pqc.fixed_point import FixedPoint
 from pqc.functions.losses import DISTILLATION, LOSSES
@@ -168,8 +169,14 @@ class Target(Section):
     ebops: Annotated[float | None, Field(gt=0)] = None
 
 
-TENSORS = {"weight": "weights", "bias": "biases", "input": "inputs", "output": "outputs"}
-"""What a layer may round in its own way, and where the others' way is said."""
+TENSORS = {
+    "weight": "weights",
+    "bias": "biases",
+    "input": "inputs",
+    "output": "outputs",
+    **dict.fromkeys(PARTS, "inputs"),
+}
+"""What a layer, a softmax or a normalization may round in its own way, and where the others' way is said."""
 
 
 def _named(content: object) -> object:
@@ -193,7 +200,8 @@ class Quantization(Section):
     """Fixed point types (k, i, f) of what is rounded; null leaves it in float.
 
     Args:
-        layers: what layers do in their own way: quantizers by pattern and by weight, bias, input or output.
+        layers: what layers do in their own way: quantizers by pattern and by weight, bias, input, output, or a part
+            of a softmax or normalization (`pqc.blocks.PARTS`).
         rounding: what holds where a quantizer does not say it.
         calibrate: choose sign and integer bits from data.
         calibration: how; a word is its method, and null leaves it off, too.

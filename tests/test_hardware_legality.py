@@ -114,6 +114,19 @@ CASES: list[tuple[str, ir.Model, str]] = [
     ),
     (
         "operator",
+        vector(lambda net, x: net.op("ReduceMax", x, net.constant(np.array([-1])))),
+        "ReduceMax 'reducemax1': operator ReduceMax: hls4ml has no exact form of it\n"
+        "hint: leave out a softmax inside the network (the largest score is the largest probability), or keep it and what "
+        "follows out of the firmware",
+    ),
+    (
+        "operator",
+        vector(lambda net, x: net.op("ReduceMean", x, net.constant(np.array([-1])))),
+        "ReduceMean 'reducemean1': operator ReduceMean: hls4ml has no exact form of it\n"
+        "hint: use batch normalization, which folds into the weights, in place of layer normalization",
+    ),
+    (
+        "operator",
         vector(lambda net, x: net.op("IntQuant", x, *[net.constant(1.0)] * 3, domain=graph.QONNX)),
         "IntQuant 'intquant1': operator qonnx.custom_op.general::IntQuant: hls4ml has no exact form of it\n"
         "hint: name the operator Quant; hls4ml loses the type otherwise",

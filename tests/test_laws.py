@@ -123,7 +123,43 @@ def image_networks(draw: st.DrawFn) -> ir.Model:
     return writer.model("2,6,6", writer.dense(flat, channels * size * size, 3))
 
 
+NORMS = (
+    "{n} = LayerNormalization <epsilon: float = 0.01> ({v}, {n}__gain, {n}__shift)",
+    """{n}m = ReduceMean <keepdims: int = 1> ({v}, last) {n}c = Sub ({v}, {n}m) {n}s = Pow ({n}c, two)
+    {n}v = ReduceMean ({n}s, last) {n}e = Add ({n}v, epsilon) {n}r = Sqrt ({n}e) {n}d = Div ({n}c, {n}r)
+    {n}g = Mul ({n}d, {n}__gain) {n} = Add ({n}g, {n}__shift)""",
+)
+
+
+@st.composite
+def attention_networks(draw: st.DrawFn) -> ir.Model:
+    """Attention with one head, a layer normalization before and perhaps one behind."""
+    writer = Writer(draw)
+    constants = {"last": np.array([-1]), "tokens": np.array([1]), "two": 2.0, "epsilon": 0.01, "scale": 0.5}
+
+    def norm(value: str) -> str:
+        name = f"n{len(writer.lines)}"
+        writer.lines.append(draw(st.sampled_from(NORMS)).format(n=name, v=value))
+        writer.arrays[f"{name}__gain"] = writer.random.uniform(0.5, 1.5, 5)
+        writer.arrays[f"{name}__shift"] = writer.random.normal(0, 0.5, 5)
+        return name
+
+    x = norm("x")
+    q, k, v = (writer.node(f"MatMul ({x}, {writer.weight(f'{name}__weight', 5, 4)})") for name in "qkv")
+    scores = writer.node(f"MatMul ({q}, {writer.node(f'Transpose <perm: ints = [0,2,1]> ({k})')})")
+    weights = writer.node(f"Softmax ({writer.node(f'Mul ({scores}, scale)')})")
+    context = writer.node(f"MatMul ({weights}, {v})")
+    projected = writer.node(f"MatMul ({context}, {writer.weight('o__weight', 4, 5)})")
+    joined = writer.node(f"Add (x, {projected})")
+    joined = norm(joined) if draw(st.booleans()) else joined
+    pooled = writer.node(f"ReduceMean <keepdims: int = 0> ({joined}, tokens)")
+    writer.arrays |= constants
+    return writer.model("3,5", writer.dense(pooled, 5, 3))
+
+
 networks = dense_networks() | image_networks()
+NETWORKS = {"expand-softmax": attention_networks(), "expand-layernorm": attention_networks()}
+"""What the passes are tried on that change nothing in the others."""
 
 # Where each pass has its legal place: what runs before it.
 
@@ -148,6 +184,8 @@ PLACES = {
     "normalize": [""],
     "fold-constants": ["normalize", QUANTIZED],
     "fold-batchnorm": ["normalize"],
+    "expand-softmax": ["normalize"],
+    "expand-layernorm": ["normalize", "normalize,expand-softmax"],
     "legalize": ["normalize,fold-batchnorm"],
     "insert-quant": [FLOAT],
     "calibrate-quant": [QUANTIZED, SCALED, BINARY],
@@ -282,11 +320,41 @@ def taught_by_itself(model: ir.Model, folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("title", PLACES)
 def test_laws(title: str, tmp_path: Path) -> None:
     @settings(max_examples=6, phases=FIND)
-    @given(networks, st.sampled_from(PLACES[title]))
+    @given(NETWORKS.get(title, networks), st.sampled_from(PLACES[title]))
     def law(model: ir.Model, place: str) -> None:
         options = OPTIONS.get(title, {}) | (taught_by_itself(model, tmp_path) if title == "attach-teacher" else {})
         prepare(model, place)
         assert_lawful(model, TABLE[title](**options))
+
+    law()
+
+
+ATTENTION = "normalize,expand-softmax,expand-layernorm,legalize"
+ATTENTION_QUANTIZED = f"{ATTENTION},insert-quant{{inputs=1,3,4}},calibrate-quant{{samples=64}}"
+ATTENTION_LEARNED = f"{ATTENTION},insert-quant{{weights=1,1,4/per_weight/bits inputs=1,3,4/bits}}"
+ATTENTION_PLACES = {
+    "legalize": "normalize,expand-softmax,expand-layernorm",
+    "insert-quant": ATTENTION,
+    "calibrate-quant": f"{ATTENTION},insert-quant{{inputs=1,3,4}}",
+    "merge-quant": ATTENTION_QUANTIZED,
+    "fold-quant": ATTENTION_QUANTIZED,
+    "insert-masks": ATTENTION_QUANTIZED,
+    "attach-costs": f"{ATTENTION_LEARNED},attach-loss{{loss=mse}}",
+    "differentiate": f"{ATTENTION_LEARNED},attach-loss{{loss=mse}},attach-costs,fix-batch{{size=4}},expose-parameters",
+    "lower-bits": f"{ATTENTION_LEARNED},freeze-bits",
+    "lower-tables": ATTENTION_QUANTIZED,
+    "shrink": ATTENTION_QUANTIZED,
+    "write-qcdq": f"{ATTENTION_QUANTIZED},fold-quant",
+}
+
+
+@pytest.mark.parametrize("title", ATTENTION_PLACES)
+def test_laws_on_attention(title: str) -> None:
+    @settings(max_examples=3, phases=FIND)
+    @given(attention_networks())
+    def law(model: ir.Model) -> None:
+        prepare(model, ATTENTION_PLACES[title])
+        assert_lawful(model, TABLE[title](**OPTIONS.get(title, {})))
 
     law()
 

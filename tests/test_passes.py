@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 from conftest import content, initializers, onnx_model, text_of
 
-from pqc import engine, graph, layers, pipeline
+from pqc import engine, graph, layers, masking, pipeline
 from pqc.errors import PassError, PqcError, UnsupportedError
 from pqc.fixed_point import FixedPoint
 from pqc.passes import TABLE
@@ -242,6 +242,112 @@ def test_fold_batchnorm_keeps_the_name_of_an_output() -> None:
 def test_fold_batchnorm_leaves_alone(nodes: str) -> None:
     used = {"w": W, **NORM} if ", w" in nodes else NORM
     assert_left_alone(f"(float[n,2] x) => (float[n,2] y) {{ {nodes} }}", "normalize,fold-batchnorm", **used)
+
+
+# expand-softmax
+
+INNER_SOFTMAX = "(float[n,2] x) => (float[n,2] y) { p = Softmax (x) y = MatMul (p, fc__weight) }"
+
+
+def test_expand_softmax() -> None:
+    expected = """
+        (float[n,2] x) => (float[n,2] y)
+        Softmax_p.max.out = ReduceMax (x, Softmax_p.axes)
+        Softmax_p.difference.out = Sub (Softmax_p.max.out, x)
+        Softmax_p.exponent.out = Neg (Softmax_p.difference.out)
+        Softmax_p.exp.out = Exp (Softmax_p.exponent.out)
+        Softmax_p.sum.out = ReduceSum (Softmax_p.exp.out, Softmax_p.axes)
+        Softmax_p.divisor.out = Max (Softmax_p.sum.out, Softmax_p.least)
+        Softmax_p.inverse.out = Reciprocal (Softmax_p.divisor.out)
+        Softmax_p.result.out = Mul (Softmax_p.exp.out, Softmax_p.inverse.out)
+        y = MatMul (Softmax_p.result.out, fc.weight)"""
+    assert_becomes(INNER_SOFTMAX, "expand-softmax", expected, fc__weight=W)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "(float[n,2] x) => (float[n,2] y) { h = MatMul (x, fc__weight) y = Softmax (h) }",
+        "(float[n,2] x) => (float[2,n] y) { h = MatMul (x, fc__weight) p = Softmax (h) y = Transpose (p) }",
+        "(float[n,2] x) => (float[n,2] p, float[n,2] y) { p = Softmax (x) y = MatMul (p, fc__weight) }",
+        "(float[n,2] x) => (float[n,2] y) { p = LogSoftmax (x) y = MatMul (p, fc__weight) }",
+    ],
+)
+def test_expand_softmax_leaves_heads_and_logarithms_alone(before: str) -> None:
+    assert_left_alone(before, "normalize,expand-softmax", fc__weight=W)
+
+
+# expand-layernorm
+
+NORMED = """
+    (float[n,2] x) => (float[n,2] y)
+    {0}.mean.out = ReduceMean (x, {0}.axes)
+    {0}.centered.out = Sub (x, {0}.mean.out)
+    {0}.square.out = Mul ({0}.centered.out, {0}.centered.out)
+    {0}.variance.out = ReduceMean ({0}.square.out, {0}.axes)
+    {0}.widened.out = Add ({0}.variance.out, {0}.epsilon)
+    {0}.inverse.out = Pow ({0}.widened.out, {0}.power)
+    {0}.normalized.out = Mul ({0}.centered.out, {0}.inverse.out)
+"""
+AFFINE = """    {0}.gain.out = Mul ({0}.normalized.out, gain)
+    y = Add ({0}.gain.out, shift)
+"""
+SQUARES = ("s = Mul (c, c)", "s = Pow (c, two)")
+EXPORTED = """(float[n,2] x) => (float[n,2] y) {
+    m = ReduceMean (x, last) c = Sub (x, m) SQUARE v = ReduceMean (s, last) e = Add (v, epsilon) r = Sqrt (e)
+    d = Div (c, r) g = Mul (d, gain) y = Add (g, shift)
+}"""
+NORM_CONSTANTS = {"gain": [1.5, 0.5], "shift": [0.1, -0.1], "epsilon": 0.01, "two": 2.0, "last": np.array([-1])}
+
+
+def test_expand_layernorm() -> None:
+    before = "(float[n,2] x) => (float[n,2] y) { y = LayerNormalization <epsilon: float = 0.01> (x, gain, shift) }"
+    model = assert_becomes(
+        before, "normalize,expand-layernorm", (NORMED + AFFINE).format("LayerNormalization_y"), **NORM_CONSTANTS
+    )
+    assert [one.role for one in masking.parameters(model.graph)] == ["gain", "shift"]
+
+
+@pytest.mark.parametrize("square", SQUARES)
+def test_expand_layernorm_knows_what_exporters_write(square: str) -> None:
+    before = EXPORTED.replace("SQUARE", square)
+    assert_becomes(before, "normalize,expand-layernorm", (NORMED + AFFINE).format("Add_y"), **NORM_CONSTANTS)
+
+
+def test_expand_layernorm_without_gain_and_shift() -> None:
+    before = EXPORTED.replace("SQUARE", SQUARES[0]).replace("d = Div (c, r) g = Mul (d, gain) y = Add (g, shift)", "")
+    before = before.replace("r = Sqrt (e)", "r = Sqrt (e) y = Div (c, r)")
+    expected = NORMED.format("Div_y").replace("Div_y.normalized.out =", "y =")
+    assert_becomes(before, "normalize,expand-layernorm", expected, **NORM_CONSTANTS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("c = Sub (x, m)", "c = Sub (m, x)"),
+        ("v = ReduceMean (s, last)", "v = ReduceMean (s, first)"),
+        ("s = Mul (c, c)", "s = Mul (c, x)"),
+        ("s = Mul (c, c)", "s = Pow (c, epsilon)"),
+        ("r = Sqrt (e)", "r = Exp (e)"),
+    ],
+)
+def test_expand_layernorm_leaves_other_quotients_alone(old: str, new: str) -> None:
+    before = EXPORTED.replace("SQUARE", SQUARES[0]).replace(old, new)
+    assert_left_alone(before, "normalize,expand-layernorm", first=np.array([0]), **NORM_CONSTANTS)
+
+
+def test_expand_layernorm_takes_no_factor_for_a_gain() -> None:
+    before = EXPORTED.replace("SQUARE", SQUARES[0]).replace("gain", "two").replace("shift", "epsilon")
+    model = after(before, "normalize,expand-layernorm", **NORM_CONSTANTS)
+    assert masking.parameters(model.graph) == []
+    assert text_of(model).endswith("g = Mul (Div_d.normalized.out, two)\ny = Add (g, epsilon)")
+
+
+def test_expand_layernorm_leaves_one_whose_mean_is_read_alone() -> None:
+    before = """(float[n,2] x) => (float[n,2] y) {
+        h, mean = LayerNormalization (x, gain, shift) y = Add (h, mean)
+    }"""
+    assert_left_alone(before, "normalize,expand-layernorm", gain=[1.5, 0.5], shift=[0.1, -0.1])
 
 
 # legalize: the rewrites' values and gradients are tested with differentiation

@@ -32,6 +32,9 @@ HINTS = {
     "Reshape": "run the pass lower-reshape; only flattening is supported",
     "Div": "multiply by the reciprocal",
     "IntQuant": "name the operator Quant; hls4ml loses the type otherwise",
+    "ReduceMax": "leave out a softmax inside the network (the largest score is the largest probability), "
+    "or keep it and what follows out of the firmware",
+    "ReduceMean": "use batch normalization, which folds into the weights, in place of layer normalization",
     "Resize": "hls4ml resizes along the wrong axes",
 }
 

@@ -38,8 +38,8 @@ def is_cheap(model: ir.Model) -> bool:
 
 def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
     """The pipeline text that makes the compressible graph of a normalized one."""
-    parts = ["legalize"]
     quantization, pruning = plan.quantization, plan.pruning
+    parts = ["expand-layernorm", *(["expand-softmax"] if quantization is not None else []), "legalize"]
     if quantization is not None:
         parts += ["insert-relu-multiplier"] if quantization.relu_multiplier else []
         kinds = {name: getattr(quantization, name) for name in ("weights", "biases", "inputs", "outputs")}
