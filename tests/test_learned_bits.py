@@ -25,6 +25,7 @@ SETTINGS = {
     "phases.training.epochs": "3",
     "controls.ebops_weight": "1e-5",
     "training.batch": "256",
+    "distill": "null",
 }
 
 

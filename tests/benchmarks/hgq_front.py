@@ -3,8 +3,9 @@
     make hgq-front        # or: python tests/benchmarks/hgq_front.py --epochs 400 --seeds 0 1 2
 
 Both start from the same float weights, train on the same rows for the same number of epochs with batches of 256, and
-keep the epochs that no other beats in validation accuracy and bit operations: pqc under its schedule `hgq`, HGQ2 (on
-Keras and JAX) with a constant learning rate and a logarithmic ramp of beta, which were its best of some twenty settings.
+keep the epochs that no other beats in validation accuracy and bit operations: pqc under its schedule `hgq`, in which the
+float model is the teacher, HGQ2 (on Keras and JAX) with a constant learning rate and a logarithmic ramp of beta. Each is
+the best of some twenty settings.
 Bit operations are counted for both in HGQ2's way, widths without sign, and a weight or bias that is zero once rounded
 counts nothing. For a budget the epoch with the best validation accuracy within it is taken, and its accuracy on the test
 rows is given. A training that is finished is not repeated. Writes the table into docs/results.md, and the plot.

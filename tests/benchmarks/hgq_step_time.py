@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 
 
 def pqc_step(batch: int) -> Callable[[np.ndarray], None]:
-    """A function that takes one step of pqc on the given rows, under the schedule `hgq`."""
+    """A function that takes one step of pqc on the given rows, under the schedule `hgq` without its teacher."""
     from pqc import graph, pipeline, schedule
     from pqc.models import TABLE
     from pqc.training.segments import control_curves
@@ -37,7 +37,7 @@ def pqc_step(batch: int) -> Callable[[np.ndarray], None]:
     from pqc.training.state import TrainingState
     from pqc.workflows.compression import NORMALIZE, compress_pipeline
 
-    plan = schedule.load("hgq", {"training.batch": str(batch)})
+    plan = schedule.load("hgq", {"training.batch": str(batch), "distill": "null"})
     model = graph.load(TABLE["jet_tagger"].path())
     pipeline.run(model, f"{NORMALIZE},{compress_pipeline(plan, None)},calibrate-quant")
     stage = Stage(model, "training", plan, plan.phases.training, TrainingState(values_of(model), {}), batch=batch)
