@@ -58,6 +58,19 @@ def cosine(start: float, end: float) -> Curve:
     return lambda n, length: end + (start - end) * (1 + math.cos(math.pi * min(_part(n, length), 1.0))) / 2
 
 
+def restarts(start: float, end: float, times: float) -> Curve:
+    """Half a cosine wave in each of so many equal stretches: with `stairs`, rates fall on every stair."""
+    if times < 1 or times != int(times):
+        raise ValueError("the number of stretches is a whole number from 1 on")
+    falling = cosine(start, end)
+
+    def curve(n: float, length: int) -> float:
+        stretch = max(length / times, 1.0)
+        return falling(n % stretch, math.ceil(stretch))
+
+    return curve
+
+
 def step(value: float, factor: float, *fractions: float) -> Curve:
     """`value`, multiplied by `factor` at each of the fractions of the length."""
     return lambda n, length: value * factor ** sum(n >= fraction * length for fraction in fractions)
@@ -128,6 +141,7 @@ CURVES: dict[str, Callable[..., Curve]] = {
     "exp": exp,
     "stairs": stairs,
     "cosine": cosine,
+    "restarts": restarts,
     "step": step,
     "warmup_cosine": warmup_cosine,
     "piecewise": piecewise,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -181,18 +181,25 @@ def call(
     Raises:
         GraphError: the function does not take these inputs.
     """
-    names = [f"in{i}" for i in range(len(inputs))]
+    arrays = [np.asarray(array) for array in inputs]
+    kinds = tuple((onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.ndim) for array in arrays)
     known = {attribute.name for attribute in function.attribute_proto} | set(function.attribute)
+    given = tuple(sorted((name, value) for name, value in attributes.items() if name in known))
+    session = _session_of(function.SerializeToString(deterministic=True), kinds, given)
+    return list(session.run({f"in{i}": array for i, array in enumerate(arrays)}).values())
+
+
+@lru_cache(maxsize=64)
+def _session_of(body: bytes, kinds: tuple[tuple[int, int], ...], attributes: tuple[tuple[str, Any], ...]) -> Session:
+    """A session that runs one function on arrays of these types and ranks; making one takes long."""
+    function = onnx.FunctionProto.FromString(body)
+    names = [f"in{i}" for i in range(len(kinds))]
     node = onnx.helper.make_node(
-        function.name,
-        names,
-        list(function.output),
-        domain=function.domain,
-        **{name: value for name, value in attributes.items() if name in known},
+        function.name, names, list(function.output), domain=function.domain, **dict(attributes)
     )
     values = [
-        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in zip(names, map(np.asarray, inputs), strict=True)
+        onnx.helper.make_tensor_value_info(name, kind, [None] * rank)
+        for name, (kind, rank) in zip(names, kinds, strict=True)
     ]
     outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in function.output]
     proto = onnx.helper.make_model(
@@ -204,5 +211,4 @@ def call(
         functions=[function, *library.callees(function)],
         ir_version=graph.IR_VERSION,
     )
-    session = Session(graph.from_proto(proto))
-    return list(session.run(dict(zip(names, inputs, strict=True))).values())
+    return Session(graph.from_proto(proto))

@@ -41,6 +41,13 @@ def test_step_multiplies_at_each_fraction() -> None:
     assert [curve(n, 8) for n in range(8)] == [8, 8, 4, 4, 4, 4, 2, 2]
 
 
+def test_restarts_fall_in_each_stretch() -> None:
+    curve = curves.parse("restarts(4, 1, 3)")
+    falling = curves.parse("cosine(4, 1)")
+    assert [curve(n, 12) for n in range(12)] == pytest.approx([falling(n % 4, 4) for n in range(12)])
+    assert [curve(n, 2) for n in range(2)] == [4, 4], "shorter than a step each"
+
+
 def test_piecewise_goes_through_its_points() -> None:
     curve = curves.parse("piecewise(0, 1, 0.5, 3, 0.75, 3, 1, 0)")
     assert [curve(n, 9) for n in range(9)] == [1, 1.5, 2, 2.5, 3, 3, 3, 1.5, 0]
@@ -92,6 +99,8 @@ def test_a_curve_stays_between_its_ends_and_never_turns(start: float, end: float
         "exp()",
         "exp(1)",
         "exp(1, 2, 3)",
+        "restarts(2, 1, 0)",
+        "restarts(2, 1, 1.5)",
         "piecewise()",
         "piecewise(0, 1, 1)",
         "piecewise(0.5, 1, 0.5, 2)",
@@ -127,7 +136,7 @@ def test_a_misspelt_curve_names_the_nearest() -> None:
     with pytest.raises(PqcError) as caught:
         curves.parse("cosin(1, 0)")
     assert str(caught.value) == (
-        "no curve 'cosin'; did you mean 'cosine'?\nhint: curves are: constant, linear, exp, stairs, cosine, step, warmup_cosine, piecewise, piecewise_exp, ramp, cubic, autosparse"
+        "no curve 'cosin'; did you mean 'cosine'?\nhint: curves are: constant, linear, exp, stairs, cosine, restarts, step, warmup_cosine, piecewise, piecewise_exp, ramp, cubic, autosparse"
     )
 
 

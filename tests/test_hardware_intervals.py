@@ -245,4 +245,4 @@ def test_cut_off_means_round_like_exact_ones(area: int, rounding: str) -> None:
 def test_rules_cover_what_legality_lets_through() -> None:
     from pqc.hardware.rules import KNOWN
 
-    assert KNOWN | {"Quant", "FixedQuant"} == set(ranges.RULES)
+    assert KNOWN | {"Quant", "FixedQuant", "Lookup"} == set(ranges.RULES)
