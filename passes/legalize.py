@@ -17,7 +17,7 @@ class Legalize(Pass):
     """Rewrite what the engine would differentiate wrongly; refuse the rest.
 
     Sum, Mean → Add, Mul · Split with an unread output → Slice · auto_pad → pads · a broadcast operand of Where
-    or Pow → Expand.
+    or Pow → Expand · ReduceMax that drops its axes → ReduceMax, Squeeze.
     Leaves operators that no trained weight reaches alone.
     Raises UnsupportedError, naming the node, for an operator without a checked gradient.
     """
@@ -136,6 +136,19 @@ def _expand(main: ir.Graph, node: ir.Node) -> int:
     return int(changed > 0)
 
 
+def _keep_axes(main: ir.Graph, node: ir.Node) -> int:
+    """ReduceMax, whose gradient needs the axes that it reduces."""
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    if node.attributes.get_int("keepdims", 1) or axes is None:
+        return 0
+    names = graph.Names(main)
+    kept = _named("ReduceMax", [node.inputs[0], axes], node, names)
+    squeezed = _named("Squeeze", [kept.outputs[0], axes], node, names)
+    main.insert_before(node, (kept, squeezed))
+    _replace(main, node, squeezed.outputs[0])
+    return 1
+
+
 def _named(operator: str, inputs: list[ir.Value | None], origin: ir.Node, names: graph.Names) -> ir.Node:
     name = names.new(f"{origin.name}.{operator.lower()}")
     return ir.node(operator, inputs, name=name, outputs=[ir.val(names.new(f"{name}.out"))])
@@ -155,4 +168,5 @@ _REWRITES = {
     "AveragePool": _pads,
     "Where": _expand,
     "Pow": _expand,
+    "ReduceMax": _keep_axes,
 }

@@ -373,6 +373,20 @@ def test_legalize() -> None:
     )
 
 
+def test_legalize_keeps_the_axes_of_a_maximum() -> None:
+    assert_becomes(
+        "(float[n,3,2] x) => (float[n,2] y) { h = MatMul (x, w) y = ReduceMax <keepdims: int = 0> (h, tokens) }",
+        "normalize,legalize",
+        """
+        (float[n,3,2] x) => (float[n,2] y)
+        h = MatMul (x, w)
+        ReduceMax_y.reducemax.out = ReduceMax (h, tokens)
+        y = Squeeze (ReduceMax_y.reducemax.out, tokens)""",
+        w=W,
+        tokens=np.array([1]),
+    )
+
+
 def test_legalize_leaves_a_legal_graph_alone() -> None:
     before = """(float[n,2,4,4] x) => (float[n,2,4,4] y) {
         h = Conv <pads: ints = [0,0,0,0]> (x, w)
