@@ -122,8 +122,9 @@ def parameters(main: ir.Graph) -> list[Parameter]:
             found.setdefault(layer.bias.name, Parameter(layer.bias, "bias"))
     bits = [Parameter(value, role) for value, role in quantizer_sites.trained(main)]
     steps = [Parameter(site.trained, scales.SCALE) for site in scales.sites(main)]
-    others = [Parameter(value, role) for value, role in trained_constants.trained(main)]
-    return [*found.values(), *bits, *steps, *others, *_states(main, trained=True)]
+    shared = {one.value for one in found.values()}
+    constants = [Parameter(value, role) for value, role in trained_constants.trained(main) if value not in shared]
+    return [*found.values(), *bits, *steps, *constants, *_states(main, trained=True)]
 
 
 def buffers(main: ir.Graph) -> list[Parameter]:

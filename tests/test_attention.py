@@ -22,6 +22,7 @@ import reference_quant as ref
 from pqc import engine, graph, layers, metrics, pipeline, workflows
 from pqc.conventions import CONVENTIONS
 from pqc.errors import PassError, ScheduleError, UnsupportedError
+from pqc.names import layout
 from pqc.options import quote
 from pqc.quantization_check import gaps
 
@@ -171,6 +172,17 @@ def test_layer_norm_with_its_affine_part_rounded_is_the_reference(rng: np.random
     difference = np.abs(engine.evaluate(model, {"x": x})["y"] - expected)
     assert difference.max() <= 2.0**-6
     assert np.count_nonzero(difference) <= 5
+
+
+def test_a_shift_that_is_a_bias_too_is_trained_once() -> None:
+    text = (
+        "(float[n,4] x) => (float[n,4] y) { h = MatMul (x, fc__weight) b = Add (h, fc__bias) "
+        "z = LayerNormalization <axis: int = -1> (b, gain, fc__bias) y = MatMul (z, eye__weight) }"
+    )
+    arrays = {"fc__weight": np.eye(4), "fc__bias": np.zeros(4), "gain": np.ones(4), "eye__weight": np.eye(4)}
+    model = onnx_model(text, **arrays)
+    pipeline.run(model, f"{EXPAND},{TRAIN}")
+    assert [name for name, _, _ in layout(model)] == ["fc.weight", "eye.weight", "fc.bias", "gain"]
 
 
 def test_several_axes_are_normalized_together(rng: np.random.Generator) -> None:
