@@ -18,9 +18,8 @@ class AttachCosts(Pass):
     """Add the price of learned bits to the loss.
 
     loss → loss + ebops-weight · EBOPs + bits-weight · (sum of all learned bits), both weights being scalars that a
-    schedule anneals. EBOPs count products of widths and additions of
-    all operators, and leave out weights whose mask is zero.
-    Without `bits` there is no last term; without `signs` widths are counted without their sign bits.
+    schedule anneals. EBOPs count products of widths and additions of all operators, and leave out weights whose mask
+    is zero. Without `bits` there is no last term; without `signs` widths are counted without their sign bits.
     Leaves a graph without a loss, without learned bits, or with their price.
     """
 

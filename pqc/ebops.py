@@ -13,7 +13,7 @@ from pqc import graph, layers, unary
 from pqc.appending import Appender
 from pqc.conventions import DEFAULT, KERNELS, Convention
 from pqc.errors import UnsupportedError
-from pqc.functions.costs import DENSE_COST, LARGEST, NARROWEST, TABLE_COST, WIDEST
+from pqc.functions.costs import DENSE_COST, LARGEST, NARROWEST, TABLE_COST
 from pqc.quantization_check import SENSITIVE
 from pqc.widths import Widths, is_gated, on_grid
 
@@ -321,9 +321,9 @@ def _reduce(counter: Counter, node: ir.Node) -> Terms:
     width, price = counter.widths.of(graph.operand(node, 0)), counter.convention.sums
     if not counter.convention.additions or price == 0:
         return Terms(None, None, width)
-    chosen = NARROWEST if counter.convention.narrowest_free else WIDEST
+    chosen = NARROWEST.key if counter.convention.narrowest_free else "ReduceMax"
     axes = counter.nodes.constant(np.array(_axes(node, len(graph.dims(width))), np.int64))
-    free = counter.nodes.total(counter.nodes.add(chosen.key, [width, axes], "width.free"), "additions")
+    free = counter.nodes.total(counter.nodes.add(chosen, [width, axes], "width.free"), "additions")
     total = counter.adding(counter.nodes.total(width, "additions"), counter.negative(free))
     return Terms(None, None if total is None else counter.nodes.times(total, price, "additions"), width)
 

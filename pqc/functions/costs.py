@@ -7,6 +7,7 @@ from onnxscript import opset21 as op
 
 from pqc.functions.fixed_quant import Shared
 from pqc.functions.operator import COST, GRADIENT, Operator
+from pqc.functions.standard import ReduceMaxGrad
 
 
 @script(COST, default_opset=op)
@@ -63,22 +64,9 @@ def LargestGrad(dy: FLOAT, x: FLOAT, y: FLOAT) -> FLOAT:
 
 
 @script(COST, default_opset=op)
-def Widest(x: FLOAT, axes: INT64) -> FLOAT:
-    """The largest along the axes, which stay with length one."""
-    return op.ReduceMax(x, axes)
-
-
-@script(COST, default_opset=op)
 def Narrowest(x: FLOAT, axes: INT64) -> FLOAT:
     """The smallest along the axes, which stay with length one."""
     return op.ReduceMin(x, axes)
-
-
-@script(GRADIENT, default_opset=op)
-def ExtremeGrad(dy: FLOAT, x: FLOAT, axes: INT64, y: FLOAT) -> FLOAT:
-    """dy, shared among those that are the largest, or the smallest."""
-    first = op.CastLike(op.Equal(x, y), x)
-    return first / op.ReduceSum(first, axes) * dy
 
 
 @script(COST, default_opset=op)
@@ -99,8 +87,6 @@ WIDTH = Operator(
 )
 DENSE_COST = Operator(DenseCost, DenseCostGrad, arguments=("GO(0)", "I(0)", "I(1)"), results=("GI(0)", "GI(1)"))
 LARGEST = Operator(Largest, LargestGrad, arguments=("GO(0)", "I(0)", "O(0)"))
-WIDEST, NARROWEST = (
-    Operator(extreme, ExtremeGrad, arguments=("GO(0)", "I(0)", "I(1)", "O(0)")) for extreme in (Widest, Narrowest)
-)
+NARROWEST = Operator(Narrowest, ReduceMaxGrad, arguments=("GO(0)", "I(0)", "O(0)"), helpers=(Shared,))
 TABLE_COST = Operator(TableCost, TableCostGrad, arguments=("GO(0)", "I(0)", "I(1)"), results=("GI(0)", "GI(1)"))
-COSTS = (WIDTH, DENSE_COST, LARGEST, WIDEST, NARROWEST, TABLE_COST)
+COSTS = (WIDTH, DENSE_COST, LARGEST, NARROWEST, TABLE_COST)

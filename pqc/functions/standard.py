@@ -117,7 +117,7 @@ def MishGrad(dy: FLOAT, x: FLOAT) -> FLOAT:
 
 @script(GRADIENT, default_opset=op)
 def ReduceMaxGrad(dy: FLOAT, x: FLOAT, y: FLOAT) -> FLOAT:
-    """dy, shared among the elements that are the largest; y keeps the reduced axes."""
+    """dy, shared among the elements that equal y: the largest, or the smallest; y keeps the reduced axes."""
     first = op.CastLike(op.Equal(x, y), x)
     return first / Shared(first, y) * dy
 

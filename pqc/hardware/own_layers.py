@@ -27,12 +27,9 @@ def _layer(node: Any, inputs: list[str], shapes: list[list[int]], graph: Any) ->
     """hls4ml's description of the layer; the masks have the input's shape with a batch of 1."""
     from hls4ml.converters.onnx_to_hls import get_onnx_attribute
 
-    masks = (np.asarray(get_onnx_attribute(node, name), np.int16).reshape(1, *shapes[0][1:]) for name in "kbi")
+    masks = (_numbers(node, name, np.int16).reshape(1, *shapes[0][1:]) for name in "kbi")
     return {
-        "class_name": "FixedPointQuantizer",
-        "name": node.name,
-        "inputs": [inputs[0]],
-        "outputs": list(node.output),
+        **_described("FixedPointQuantizer", node, inputs),
         "mask_kbi": tuple(masks),
         "RND": get_onnx_attribute(node, "rounding"),
         "SAT": get_onnx_attribute(node, "overflow"),
@@ -43,27 +40,29 @@ def _layer(node: Any, inputs: list[str], shapes: list[list[int]], graph: Any) ->
 
 def _table(node: Any, inputs: list[str], shapes: list[list[int]], graph: Any) -> dict[str, Any]:
     """hls4ml's description of a layer that looks each element up by its pattern of bits."""
-    from hls4ml.converters.onnx_to_hls import get_onnx_attribute
-
     return {
-        "class_name": "UnaryLUT",
-        "name": node.name,
-        "inputs": [inputs[0]],
-        "outputs": list(node.output),
+        **_described("UnaryLUT", node, inputs),
         "activation": "unary_lut",
-        "table_data": np.asarray(get_onnx_attribute(node, "entries"), np.float64),
+        "table_data": _numbers(node, "entries", np.float64),
     }
 
 
 def _slopes(node: Any, inputs: list[str], shapes: list[list[int]], graph: Any) -> dict[str, Any]:
     """hls4ml's description of a PReLU; its own handler takes no slopes behind a Quant."""
+    return {
+        **_described("PReLU", node, inputs),
+        "activation": "prelu",
+        "param_data": _numbers(node, "slopes", np.float64),
+    }
+
+
+def _described(kind: str, node: Any, inputs: list[str]) -> dict[str, Any]:
+    """What every description has."""
+    return {"class_name": kind, "name": node.name, "inputs": [inputs[0]], "outputs": list(node.output)}
+
+
+def _numbers(node: Any, name: str, kind: type[np.generic]) -> np.ndarray:
+    """An attribute as an array."""
     from hls4ml.converters.onnx_to_hls import get_onnx_attribute
 
-    return {
-        "class_name": "PReLU",
-        "name": node.name,
-        "inputs": [inputs[0]],
-        "outputs": list(node.output),
-        "activation": "prelu",
-        "param_data": np.asarray(get_onnx_attribute(node, "slopes"), np.float64),
-    }
+    return np.asarray(get_onnx_attribute(node, name), kind)
