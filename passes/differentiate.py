@@ -10,6 +10,7 @@ import onnx_ir as ir
 from pqc import engine, graph, library, trainable
 from pqc.errors import GraphError, PassError, UnsupportedError
 from pqc.functions.operator import GRADIENT
+from pqc.functions.reductions import POWER
 from pqc.names import BASE, BUFFERS, GRADIENT_SUFFIX, LOSS, NEXT, THETA
 from pqc.passes.legalize import slices
 from pqc.rewriting import Pass
@@ -46,6 +47,7 @@ class Differentiate(Pass):
             slices(main, node)
         graph.remove_unused(main)
         check_trainable(main, loss)
+        _free_exponents(main)
         inlined = _inlined(model)
         library.link(inlined, gradients=True)
         differentiated = graph.from_proto(engine.gradient_graph(graph.to_proto(inlined), LOSS, [THETA]))
@@ -55,6 +57,13 @@ class Differentiate(Pass):
         library.prune_imports(model)
         check_shapes(model)
         return 1
+
+
+def _free_exponents(main: ir.Graph) -> None:
+    """Powers with a computed exponent, to which the engine passes no gradient, as an operator of pqc's own."""
+    for node in main:
+        if not node.domain and node.op_type == "Pow" and graph.constant(node.inputs[1]) is None:
+            node.domain, node.op_type = POWER.key
 
 
 def _inlined(model: ir.Model) -> ir.Model:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,8 +9,13 @@ import onnx_ir as ir
 
 from pqc import graph, masking, trainable
 from pqc.errors import UnsupportedError
+from pqc.rewrites import moves, reductions
+from pqc.rewrites.einsum import einsum
 from pqc.rewriting import Meaning, Pass, close, explain
 from pqc.shapes import infer_shapes
+
+Rewrite = Callable[[ir.Graph, ir.Node], int]
+"""Writes a node in another form; how many places that changed."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +23,11 @@ class Legalize(Pass):
     """Rewrite what the engine would differentiate wrongly; refuse the rest.
 
     Sum, Mean → Add, Mul · Split with an unread output → Slice · auto_pad → pads · a broadcast operand of Where
-    or Pow → Expand · ReduceMax that drops its axes → ReduceMax, Squeeze.
-    Leaves operators that no trained weight reaches alone.
+    or Pow → Expand. Where a trained weight reaches: reductions that drop their axes → with keepdims, Squeeze ·
+    ReduceL1, ReduceSumSquare, ReduceLogSum, norms, global pools, LRN → their parts · Einsum → Transpose, MatMul,
+    ReduceSum · DepthToSpace, SpaceToDepth → Reshape, Transpose · Pad that repeats elements → Gather · Scatter that adds →
+    Scatter, Add · CastLike → Cast · Clip with computed bounds → Max, Min.
+    Leaves what else there is alone.
     Raises UnsupportedError, naming the node, for an operator without a checked gradient.
     """
 
@@ -27,14 +36,17 @@ class Legalize(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph
+        trained = [parameter.value for parameter in masking.parameters(main)]
+        reached = trainable.readers(main, trained)
         changed = 0
         for node in list(main):
-            rewrite = _REWRITES.get(node.op_type) if not node.domain else None
+            table = _REWRITES | _WHERE_TRAINED if node in reached else _REWRITES
+            rewrite = table.get(node.op_type) if not node.domain else None
             changed += rewrite(main, node) if rewrite is not None else 0
         if changed:
             graph.remove_unused(main)
             infer_shapes(model)
-        trainable.check(main, [parameter.value for parameter in masking.parameters(main)], main.outputs)
+        trainable.check(main, trained, main.outputs)
         return changed
 
 
@@ -119,34 +131,21 @@ def _expand(main: ir.Graph, node: ir.Node) -> int:
     """Operands that the engine broadcasts forward and forgets to reduce backward."""
     output = node.outputs[0].shape
     operands = [graph.operand(node, index) for index in range(len(node.inputs))]
-    full = next((value for value in operands if value.shape is not None and value.shape == output), None)
+    full = [value for value in operands if value.shape is not None and value.shape == output][:1]
     changed = 0
     names = graph.Names(main)
     for index in trainable.BROADCASTS[node.op_type]:
         value = operands[index]
         if value.shape == output and output is not None:
             continue
-        if full is None:
-            raise UnsupportedError(f"{node.op_type} broadcasts all its inputs", at=f"node '{node.name}'")
-        shape = _named("Shape", [full], node, names)
-        wide = _named("Expand", [value, shape.outputs[0]], node, names)
-        main.insert_before(node, (shape, wide))
-        node.replace_input_with(index, wide.outputs[0])
+        for other in full or [one for one in operands if one is not operands[index]]:
+            shape = _named("Shape", [other], node, names)
+            wide = _named("Expand", [value, shape.outputs[0]], node, names)
+            main.insert_before(node, (shape, wide))
+            value = wide.outputs[0]
+        node.replace_input_with(index, value)
         changed += 1
     return int(changed > 0)
-
-
-def _keep_axes(main: ir.Graph, node: ir.Node) -> int:
-    """ReduceMax, whose gradient needs the axes that it reduces."""
-    axes = node.inputs[1] if len(node.inputs) > 1 else None
-    if node.attributes.get_int("keepdims", 1) or axes is None:
-        return 0
-    names = graph.Names(main)
-    kept = _named("ReduceMax", [node.inputs[0], axes], node, names)
-    squeezed = _named("Squeeze", [kept.outputs[0], axes], node, names)
-    main.insert_before(node, (kept, squeezed))
-    _replace(main, node, squeezed.outputs[0])
-    return 1
 
 
 def _named(operator: str, inputs: list[ir.Value | None], origin: ir.Node, names: graph.Names) -> ir.Node:
@@ -159,7 +158,7 @@ def _replace(main: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     main.remove(node, safe=True)
 
 
-_REWRITES = {
+_REWRITES: dict[str, Rewrite] = {
     "Sum": _chain,
     "Mean": _chain,
     "Split": slices,
@@ -168,5 +167,25 @@ _REWRITES = {
     "AveragePool": _pads,
     "Where": _expand,
     "Pow": _expand,
-    "ReduceMax": _keep_axes,
 }
+"""What is written in another form wherever it stands."""
+_WHERE_TRAINED: dict[str, Rewrite] = {
+    **dict.fromkeys(("ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceLogSumExp"), reductions.keep_axes),
+    "ReduceL1": reductions.l1,
+    "ReduceSumSquare": reductions.sum_square,
+    "ReduceLogSum": reductions.log_sum,
+    "GlobalMaxPool": reductions.global_max,
+    "GlobalLpPool": reductions.global_lp,
+    "LpNormalization": reductions.lp_normalization,
+    "MeanVarianceNormalization": reductions.mean_variance,
+    "LRN": reductions.lrn,
+    "Einsum": einsum,
+    "DepthToSpace": moves.depth_to_space,
+    "SpaceToDepth": moves.space_to_depth,
+    "Pad": moves.pad,
+    "CastLike": moves.cast_like,
+    "ScatterElements": moves.scatter_add,
+    "ScatterND": moves.scatter_add,
+    "Clip": moves.clip,
+}
+"""What is written in another form where a gradient has to pass."""

@@ -22,6 +22,7 @@ from pqc.functions.operator import Key, Operator
 from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
 from pqc.functions.quant import BIPOLAR_QUANT, QUANT
 from pqc.functions.ranking import RANKINGS
+from pqc.functions.reductions import POWER
 from pqc.functions.scale import SCALES
 from pqc.functions.standard import GRADIENTS, StandardGradient
 from pqc.functions.table import LOOKUP
@@ -59,6 +60,7 @@ def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
         DITHER,
         MULTIPLIER,
         LOOKUP,
+        POWER,
         *COSTS,
         *LEARNED_QUANTIZERS,
         CLIP_BY_NORM,

@@ -1,29 +1,80 @@
-"""Which operators the engine differentiates rightly: a table, and the check that nothing else is trained through."""
+"""Which operators are differentiated rightly, and how: a table, and the check that nothing else is trained through."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
 from pqc.errors import UnsupportedError
 from pqc.graph import QONNX
 
-# Operators whose gradients, by the engine or by pqc, agree with finite differences.
+# Every operator agrees with finite differences in the form of the set that it is in.
 # fmt: off
-OPERATORS = frozenset(
+ENGINE = frozenset(
     {
-        "Abs", "Add", "AveragePool", "Cast", "Celu", "Clip", "Concat", "Conv", "Cos", "Div", "Elu", "Erf", "Exp",
-        "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid",
-        "HardSwish", "Identity", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mish", "Mul",
-        "Neg", "PRelu", "Pad", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Selu",
-        "Sigmoid", "Sin", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Squeeze", "Sub", "Tanh",
-        "Tile", "Transpose", "Unsqueeze", "Where",
+        "Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Cos", "Div", "Erf", "Exp", "Expand", "Flatten",
+        "Gather", "GatherElements", "GatherND", "Gemm", "GlobalAveragePool", "Identity", "Log", "LogSoftmax", "MatMul",
+        "Max", "MaxPool", "Min", "Mul", "Neg", "Pad", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "Reshape",
+        "ScatterElements", "ScatterND", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh",
+        "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
     }
 )
+"""By the engine's gradient."""
+OWN = frozenset(
+    {
+        "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Celu", "Cosh", "CumSum", "Elu", "Gelu", "HardSigmoid",
+        "HardSwish", "LeakyRelu", "Mish", "Mod", "PRelu", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
+        "ReduceProd", "Relu", "ReverseSequence", "Selu", "Shrink", "Sinh", "Softplus", "Softsign", "Tan",
+        "ThresholdedRelu",
+    }
+)
+"""By a gradient of pqc's own (pqc.functions.standard)."""
+STEPS = frozenset({"Ceil", "Floor", "Round", "Sign"})
+"""Passing no gradient: the derivative is zero wherever there is one."""
+REWRITTEN = frozenset(
+    {
+        "CastLike", "DepthToSpace", "Einsum", "GlobalLpPool", "GlobalMaxPool", "LRN", "LpNormalization", "Mean",
+        "MeanVarianceNormalization", "ReduceL1", "ReduceLogSum", "ReduceSumSquare", "SpaceToDepth", "Sum",
+    }
+)
+"""In other operators, written by the pass legalize."""
+NO_GRADIENT = frozenset(
+    {
+        "And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Equal",
+        "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "Or", "Shape", "Size",
+        "Xor",
+    }
+)
+"""Giving whole numbers or truth values, which pass no gradient."""
 # fmt: on
+REFUSED = {
+    "Bernoulli": "it gives other numbers each time",
+    "Col2Im": "neither the engine nor pqc has its gradient",
+    "Compress": "how many elements it keeps depends on the data",
+    "Det": "neither the engine nor pqc has its gradient",
+    "DynamicQuantizeLinear": "it rounds; quantizers are pqc's own (insert-quant)",
+    "GridSample": "neither the engine nor pqc has its gradient",
+    "Hardmax": "its derivative is zero: nothing before it would be trained",
+    "LpPool": "its derivative is not a number where a window holds only zeros, as behind a Relu",
+    "MaxUnpool": "neither the engine nor pqc has its gradient",
+    "MaxRoiPool": "neither the engine nor pqc has its gradient",
+    "OneHot": "the engine passes no gradient to its values",
+    "QuantizeLinear": "it rounds; quantizers are pqc's own (insert-quant)",
+    "DequantizeLinear": "the engine passes no gradient to its scale",
+    "RoiAlign": "neither the engine nor pqc has its gradient",
+    "Unique": "how many elements it keeps depends on the data",
+    "If": "branches are not differentiated",
+    "Loop": "loops are not differentiated; export it unrolled",
+    "Scan": "loops are not differentiated; export it unrolled",
+}
+"""Refused where a trained weight reaches them, and why. So is every operator that is in no set."""
+OPERATORS = ENGINE | OWN | STEPS
+"""What may stand between a trained weight and the loss once legalize has run."""
 # Inputs that the engine broadcasts forward and forgets to reduce backward.
 BROADCASTS = {"Where": (1, 2), "Pow": (0,)}
+# Inputs of numbers to which the engine passes no gradient, without a word.
+STOPPED = {"Clip": (1, 2), "Pad": (2,)}
 
 
 def check(main: ir.Graph, trained: Iterable[ir.Value], results: Iterable[ir.Value]) -> None:
@@ -35,13 +86,26 @@ def check(main: ir.Graph, trained: Iterable[ir.Value], results: Iterable[ir.Valu
         UnsupportedError: names the node and its readers.
     """
     reached, matters = set(trained), _before(main, results)
-    for node in main:
-        if node not in matters or not any(value in reached for value in node.inputs):
-            continue
-        floats = [output for output in node.outputs if output.dtype in (None, ir.DataType.FLOAT)]
-        reached.update(floats)
-        if floats and not _trains(node, reached):
+    for node in _reached(main, reached):
+        if node in matters and any(_is_float(output) for output in node.outputs) and not _trains(node, reached):
             raise _refused(node)
+
+
+def readers(main: ir.Graph, trained: Iterable[ir.Value]) -> set[ir.Node]:
+    """The nodes that compute with the trained values."""
+    return set(_reached(main, set(trained)))
+
+
+def _reached(main: ir.Graph, reached: set[ir.Value]) -> Iterator[ir.Node]:
+    """The nodes that read one of the values, to which their results are added."""
+    for node in main:
+        if any(value in reached for value in node.inputs):
+            reached.update(output for output in node.outputs if _is_float(output))
+            yield node
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype in (None, ir.DataType.FLOAT)
 
 
 def _before(main: ir.Graph, results: Iterable[ir.Value]) -> set[ir.Node]:
@@ -59,17 +123,31 @@ def _trains(node: ir.Node, reached: set[ir.Value]) -> bool:
         return node.domain == QONNX or node.domain.startswith("pqc.")
     if node.op_type not in OPERATORS:
         return False
+    return _has_right_form(node, reached) and not _stopped(node, reached) and not any(
+        _broadcast(node, index) and node.inputs[index] in reached for index in BROADCASTS.get(node.op_type, ())
+    )
+
+
+def _has_right_form(node: ir.Node, reached: set[ir.Value]) -> bool:
+    """Whether the attributes are among those with a right gradient."""
     if node.op_type == "Pad":
         return bool(node.attributes.get_string("mode", "constant") == "constant")
     if node.op_type in ("Conv", "MaxPool", "AveragePool"):
         return node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-    if node.op_type == "ReduceMax":
+    if node.op_type in ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceLogSumExp"):
         return bool(node.attributes.get_int("keepdims", 1))
+    if node.op_type in ("ScatterElements", "ScatterND"):
+        reduction = node.attributes.get_string("reduction", "none")
+        return reduction == "none" or (reduction == "add" and node.inputs[0] not in reached)
     if node.op_type == "Split":
         return all(output.uses() or output.is_graph_output() for output in node.outputs)
-    return not any(
-        _broadcast(node, index) and node.inputs[index] in reached for index in BROADCASTS.get(node.op_type, ())
-    )
+    return True
+
+
+def _stopped(node: ir.Node, reached: set[ir.Value]) -> bool:
+    """Whether an operand is trained to which no gradient would get."""
+    operands = [node.inputs[index] for index in STOPPED.get(node.op_type, ()) if index < len(node.inputs)]
+    return any(value in reached for value in operands)
 
 
 def _broadcast(node: ir.Node, index: int) -> bool:
@@ -80,14 +158,15 @@ def _broadcast(node: ir.Node, index: int) -> bool:
 
 def _refused(node: ir.Node) -> UnsupportedError:
     readers = ", ".join(f"'{reader.name}'" for reader in node.outputs[0].consumers()) or "the output"
-    if not node.domain and node.op_type in OPERATORS - {"Pad", "ReduceMax"}:
+    if not node.domain and node.op_type in (OPERATORS | REWRITTEN) - {"Pad", "ScatterElements", "ScatterND"}:
         return UnsupportedError(
             f"the engine computes the gradient of this form wrongly: {node.op_type} (it feeds {readers})",
             at=f"node '{node.name}'",
             hint="run legalize first, which rewrites it",
         )
+    reason = f": {REFUSED[node.op_type]}" if not node.domain and node.op_type in REFUSED else ""
     return UnsupportedError(
-        f"{node.op_type} has no gradient that pqc has checked (it feeds {readers})",
+        f"{node.op_type} has no gradient that pqc has checked (it feeds {readers}){reason}",
         at=f"node '{node.name}'",
         hint="replace the operator in the source model, or fold it: fold-batchnorm takes batch normalization",
     )

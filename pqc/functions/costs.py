@@ -7,7 +7,7 @@ from onnxscript import opset21 as op
 
 from pqc.functions.fixed_quant import Shared
 from pqc.functions.operator import COST, GRADIENT, Operator
-from pqc.functions.standard import ReduceMaxGrad
+from pqc.functions.reductions import ReduceMaxGrad
 
 
 @script(COST, default_opset=op)

@@ -10,6 +10,7 @@ from onnxscript import OnnxFunction
 from onnxscript.values import Opset
 
 GRADIENT = Opset("pqc.gradient", 1)
+STANDARD = Opset("pqc.standard", 1)
 MASK = Opset("pqc.mask", 1)
 PENALTY = Opset("pqc.penalty", 1)
 SCORE = Opset("pqc.score", 1)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import onnx
 from onnxscript import FLOAT, OnnxFunction, script
 from onnxscript import opset21 as op
 
-from pqc.functions.fixed_quant import Shared
+from pqc.functions import elementary, reductions
 from pqc.functions.operator import GRADIENT
-
-ONE = onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1])
+from pqc.functions.reductions import Unbroadcast
 
 
 @script(GRADIENT, default_opset=op)
@@ -49,11 +47,7 @@ def PReluGrad(dy: FLOAT, x: FLOAT, slope: FLOAT):
     """dx = dy where x >= 0, else slope dy; dslope = x dy where x < 0, summed over what shares the slope."""
     below = op.CastLike(x < 0.0, x)
     dx = dy * (1.0 - below) + dy * slope * below
-    missing = op.Size(op.Shape(x)) - op.Size(op.Shape(slope))
-    first = op.ConstantOfShape(op.Reshape(missing, op.Constant(value_ints=[1])), value=ONE)
-    lengths = op.Concat(first, op.Shape(slope), axis=0)
-    summed = Shared(dy * x * below, op.Reshape(slope, lengths))
-    dslope = op.Reshape(summed, op.Shape(slope))
+    dslope = Unbroadcast(dy * x * below, slope)
     return dx, dslope
 
 
@@ -115,13 +109,6 @@ def MishGrad(dy: FLOAT, x: FLOAT) -> FLOAT:
     return dy * (t + x * (1.0 - t * t) * op.Sigmoid(x))
 
 
-@script(GRADIENT, default_opset=op)
-def ReduceMaxGrad(dy: FLOAT, x: FLOAT, y: FLOAT) -> FLOAT:
-    """dy, shared among the elements that equal y: the largest, or the smallest; y keeps the reduced axes."""
-    first = op.CastLike(op.Equal(x, y), x)
-    return first / Shared(first, y) * dy
-
-
 @dataclass(frozen=True)
 class StandardGradient:
     """The gradient of a standard operator, in the notation of `Operator`."""
@@ -145,5 +132,24 @@ GRADIENTS = (
     StandardGradient("Gelu", GeluGrad, ("GO(0)", "I(0)")),
     StandardGradient("Celu", CeluGrad, ("GO(0)", "I(0)")),
     StandardGradient("Mish", MishGrad, ("GO(0)", "I(0)")),
-    StandardGradient("ReduceMax", ReduceMaxGrad, ("GO(0)", "I(0)", "O(0)")),
+    StandardGradient("Tan", elementary.TanGrad, ("GO(0)", "O(0)")),
+    StandardGradient("Asin", elementary.AsinGrad, ("GO(0)", "I(0)")),
+    StandardGradient("Acos", elementary.AcosGrad, ("GO(0)", "I(0)")),
+    StandardGradient("Atan", elementary.AtanGrad, ("GO(0)", "I(0)")),
+    StandardGradient("Sinh", elementary.SinhGrad, ("GO(0)", "I(0)")),
+    StandardGradient("Cosh", elementary.CoshGrad, ("GO(0)", "I(0)")),
+    StandardGradient("Asinh", elementary.AsinhGrad, ("GO(0)", "I(0)")),
+    StandardGradient("Acosh", elementary.AcoshGrad, ("GO(0)", "I(0)")),
+    StandardGradient("Atanh", elementary.AtanhGrad, ("GO(0)", "I(0)")),
+    StandardGradient("ThresholdedRelu", elementary.ThresholdedReluGrad, ("GO(0)", "I(0)")),
+    StandardGradient("Shrink", elementary.ShrinkGrad, ("GO(0)", "I(0)")),
+    *(StandardGradient(name, elementary.StepGrad, ("GO(0)",)) for name in ("Round", "Floor", "Ceil", "Sign")),
+    StandardGradient("ReduceMax", reductions.ReduceMaxGrad, ("GO(0)", "I(0)", "O(0)")),
+    StandardGradient("ReduceMin", reductions.ReduceMaxGrad, ("GO(0)", "I(0)", "O(0)")),
+    StandardGradient("ReduceProd", reductions.ReduceProdGrad, ("GO(0)", "I(0)", "O(0)")),
+    StandardGradient("ReduceL2", reductions.ReduceL2Grad, ("GO(0)", "I(0)", "O(0)")),
+    StandardGradient("ReduceLogSumExp", reductions.ReduceLogSumExpGrad, ("GO(0)", "I(0)", "O(0)")),
+    StandardGradient("CumSum", reductions.CumSumGrad, ("GO(0)", "I(1)")),
+    StandardGradient("ReverseSequence", reductions.ReverseSequenceGrad, ("GO(0)", "I(1)")),
+    StandardGradient("Mod", reductions.ModGrad, ("GO(0)", "I(0)", "I(1)", "O(0)"), ("GI(0)", "GI(1)")),
 )

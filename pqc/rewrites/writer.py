@@ -1,0 +1,85 @@
+"""Writing an operator out as others, in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from pqc import graph
+from pqc.errors import UnsupportedError
+
+
+class Writer:
+    """Writes nodes before `origin`, named after it.
+
+    Args:
+        main: the graph.
+        origin: the operator that goes.
+    """
+
+    def __init__(self, main: ir.Graph, origin: ir.Node) -> None:
+        self.main = main
+        self.origin = origin
+        self.names = graph.Names(main)
+
+    def add(self, operator: str, inputs: Sequence[ir.Value | None], **attributes: int | str | Sequence[int]) -> ir.Value:
+        """The only output of a new node."""
+        name = self.names.new(f"{self.origin.name}.{operator.lower()}")
+        output = ir.val(self.names.new(f"{name}.out"))
+        self.main.insert_before(self.origin, ir.node(operator, inputs, attributes, name=name, outputs=[output]))
+        return output
+
+    def integers(self, numbers: Sequence[int] | np.ndarray, title: str) -> ir.Value:
+        """An int64 initializer: axes, lengths, indices."""
+        return self.constant(np.asarray(numbers, np.int64), title)
+
+    def number(self, number: float, title: str) -> ir.Value:
+        """A float32 scalar."""
+        return self.constant(np.asarray(number, np.float32), title)
+
+    def constant(self, array: np.ndarray, title: str) -> ir.Value:
+        """An initializer."""
+        return graph.add_initializer(self.main, self.names.new(f"{self.origin.name}.{title}"), array)
+
+    def finish(self, value: ir.Value) -> int:
+        """Put `value` where the operator's result was; always one place."""
+        result = self.origin.outputs[0]
+        if value in self.origin.inputs and result.is_graph_output():
+            value = self.add("Identity", [value])
+        value.shape, value.dtype = value.shape or result.shape, value.dtype or result.dtype
+        graph.replace(result, value)
+        self.main.remove(self.origin, safe=True)
+        return 1
+
+    def rank(self, index: int = 0) -> int:
+        """The rank of an operand.
+
+        Raises:
+            UnsupportedError: it is not known.
+        """
+        shape = graph.operand(self.origin, index).shape
+        if shape is None:
+            raise self.refused("needs a known rank")
+        return len(shape)
+
+    def length(self, axis: int, index: int = 0) -> int:
+        """How long an operand is along `axis`.
+
+        Raises:
+            UnsupportedError: it is not a number.
+        """
+        shape = graph.operand(self.origin, index).shape
+        found = None if shape is None else shape[axis]
+        if not isinstance(found, int):
+            raise self.refused(f"needs a fixed length along axis {axis}")
+        return found
+
+    def refused(self, reason: str) -> UnsupportedError:
+        """The error that names the operator."""
+        return UnsupportedError(
+            f"{self.origin.op_type} {reason}, to be trained through",
+            at=f"node '{self.origin.name}'",
+            hint="export the model with fixed sizes, or run fold-constants first",
+        )
