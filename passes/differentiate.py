@@ -8,7 +8,7 @@ import onnx.inliner
 import onnx_ir as ir
 
 from pqc import engine, graph, library, trainable
-from pqc.errors import GraphError, PassError, UnsupportedError
+from pqc.errors import GraphError, PassError
 from pqc.functions.operator import GRADIENT
 from pqc.names import BASE, BUFFERS, GRADIENT_SUFFIX, LOSS, NEXT, THETA
 from pqc.passes.legalize import slices
@@ -45,7 +45,8 @@ class Differentiate(Pass):
         for node in [node for node in main if node.op_type == "Split"]:
             slices(main, node)
         graph.remove_unused(main)
-        check_trainable(main, loss)
+        trainable.check(main, [main.initializers[THETA]], [loss])
+        _count_places(main)
         inlined = _inlined(model)
         library.link(inlined, gradients=True)
         differentiated = graph.from_proto(engine.gradient_graph(graph.to_proto(inlined), LOSS, [THETA]))
@@ -69,23 +70,15 @@ def _inlined(model: ir.Model) -> ir.Model:
     return inlined
 
 
-def check_trainable(main: ir.Graph, loss: ir.Value) -> None:
-    """Refuse what the engine would differentiate wrongly without a word.
-
-    Raises:
-        UnsupportedError: names the node.
-    """
-    trainable.check(main, [main.initializers[THETA]], [loss])
+def _count_places(main: ir.Graph) -> None:
+    """Let each MaxPool give out the places of its largest elements, which its gradient reads."""
+    names = graph.Names(main)
     for node in main:
-        if node.domain or node.op_type not in ("AveragePool", "MaxPool"):
-            continue
-        shape = graph.operand(node, 0).shape
-        if shape is None or not shape.is_static():
-            raise UnsupportedError(
-                f"the engine gives {node.op_type} no gradient, or crashes, where a length is not a number: {shape}",
-                at=f"node '{node.name}'",
-                hint="run fold-constants, and fix-batch{size=…}, before differentiate",
-            )
+        if node.op_type == "MaxPool" and not node.domain and len(node.outputs) == 1:
+            node.resize_outputs(2)
+            places = node.outputs[1]
+            places.name, places.dtype = names.new(f"{node.name}.places"), ir.DataType.INT64
+            places.shape = node.outputs[0].shape
 
 
 def _inherit_attributes(main: ir.Graph) -> None:
@@ -98,7 +91,7 @@ def _inherit_attributes(main: ir.Graph) -> None:
         origin = forward[(node.name or "").split("_Grad/")[0]]
         _narrow(node, origin)
         body = library.bodies()[node.domain, node.op_type]
-        known = {attribute.name for attribute in body.attribute_proto}
+        known = {*body.attribute, *(attribute.name for attribute in body.attribute_proto)}
         node.resize_outputs(len(body.output))  # shape inference runs past the end of outputs that are left out
         for output in node.outputs:
             output.name = output.name or names.new(f"{node.name}.unread")

@@ -75,7 +75,7 @@ def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
 @cache
 def _bodies(methods: tuple[type[Method], ...]) -> dict[Key, onnx.FunctionProto]:
     found = [body for operator in _operators(methods).values() for body in operator.bodies()]
-    found += [one.gradient.to_function_proto() for one in GRADIENTS]
+    found += [body.to_function_proto() for one in GRADIENTS for body in (one.gradient, *one.helpers)]
     for body in found:
         _import_domains(body)
     return {(body.domain, body.name): body for body in found}

@@ -1,0 +1,113 @@
+"""Gradients of transposed convolutions and of pools, for images of any rank and batches of any length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+from onnxscript import FLOAT, INT64, script
+from onnxscript import opset21 as op
+
+from pqc.functions.operator import GRADIENT
+
+ZERO = onnx.helper.make_tensor("zero", onnx.TensorProto.INT64, [1], [0])
+UNIT = onnx.helper.make_tensor("unit", onnx.TensorProto.FLOAT, [1], [1.0])
+
+
+@script(GRADIENT, default_opset=op)
+def Cut(x: FLOAT, like: FLOAT) -> FLOAT:
+    """The first elements of x along each axis, as many as `like` has."""
+    return op.Slice(x, op.ConstantOfShape(op.Shape(op.Shape(like)), value=ZERO), op.Shape(like))
+
+
+@script(GRADIENT, default_opset=op)
+def Swapped(x: FLOAT) -> FLOAT:
+    """x with its first two axes exchanged, [N, C, ...] to [C, N, ...]."""
+    shape = op.Shape(x)
+    first, second, rest = op.Shape(x, start=0, end=1), op.Shape(x, start=1, end=2), op.Shape(x, start=2)
+    flat = op.Reshape(x, op.Concat(first, second, op.Constant(value_ints=[-1]), axis=0))
+    return op.Reshape(op.Transpose(flat, perm=[1, 0, 2]), op.Concat(second, first, rest, axis=0))
+
+
+@script(GRADIENT, default_opset=op)
+def ConvTransposeGrad(
+    dy: FLOAT,
+    x: FLOAT,
+    w: FLOAT,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    group: int = 1,
+):
+    """dx is the convolution of dy with w [C_in, C_out / group, ...].
+
+    dw[c, o, k] is the sum over n and i of x[n, c, i] dy[n, o, stride i + dilation k - pad]: a convolution over the
+    batch whose kernel is x, with strides and dilations exchanged. Rows beyond the ends come from an output padding as
+    large as a stride or a dilation.
+    """
+    dx = Cut(op.Conv(dy, w, strides=strides, pads=pads, dilations=dilations, group=group), x)
+    outputs = op.Shape(w, start=1, end=2)
+    groups = op.Reshape(op.Constant(value_int=group), op.Constant(value_ints=[1]))
+    rest = op.Constant(value_ints=[-1])
+    batch = op.Shape(dy, start=0, end=1)
+    split = op.Reshape(dy, op.Concat(batch, groups, outputs, rest, axis=0))
+    image = op.Reshape(
+        op.Transpose(split, perm=[2, 1, 0, 3]), op.Concat(outputs, groups * batch, op.Shape(dy, start=2), axis=0)
+    )
+    product = op.Conv(image, Swapped(x), strides=dilations, pads=pads, dilations=strides, group=group)
+    dw = Cut(Swapped(product), w)
+    others = op.Concat(
+        op.Constant(value_ints=[0]), op.Range(2, op.Size(op.Shape(dy)), 1), axis=0
+    )
+    db = op.ReduceSum(dy, others, keepdims=0)
+    return dx, dw, db
+
+
+@script(GRADIENT, default_opset=op)
+def AveragePoolGrad(
+    dy: FLOAT,
+    x: FLOAT,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+) -> FLOAT:
+    """dy, shared among the elements of its window.
+
+    An element's share of a window is the pool of an image of ones over how many elements of it the window holds, which
+    a convolution counts. Windows that end beyond the image (ceil_mode) have it extended by zeros.
+    """
+    one = op.Constant(value_ints=[1])
+    rest = op.Constant(value_ints=[-1])
+    window = op.ConstantOfShape(op.Concat(one, one, op.Constant(value_ints=kernel_shape), axis=0), value=UNIT)
+    image = op.ConstantOfShape(op.Concat(one, one, op.Shape(x, start=2), axis=0), value=UNIT)
+    share = op.AveragePool(
+        image,
+        kernel_shape=kernel_shape,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        ceil_mode=ceil_mode,
+        count_include_pad=count_include_pad,
+    )
+    reached = op.ConvTranspose(share, window, strides=strides, pads=pads, dilations=dilations)
+    missing = op.Shape(image) - op.Shape(reached)
+    none = missing - missing
+    ended = op.Pad(image, op.Concat(none, op.Max(none - missing, none), axis=0))
+    held = op.Conv(ended, window, strides=strides, pads=pads, dilations=dilations)
+    columns = op.Reshape(dy, op.Concat(rest, one, op.Shape(dy, start=2), axis=0))
+    spread = op.ConvTranspose(
+        columns * (share / op.Max(held, 1.0)), window, strides=strides, pads=pads, dilations=dilations
+    )
+    return op.Reshape(op.Pad(spread, op.Concat(none, missing, axis=0)), op.Shape(x))
+
+
+@script(GRADIENT, default_opset=op)
+def MaxPoolGrad(dy: FLOAT, x: FLOAT, indices: INT64) -> FLOAT:
+    """dy at the places of the largest elements in the flat x, added where windows share one."""
+    rest = op.Constant(value_ints=[-1])
+    nothing = op.Reshape(op.CastLike(op.ConstantOfShape(op.Shape(x)), x), rest)
+    placed = op.ScatterElements(nothing, op.Reshape(indices, rest), op.Reshape(dy, rest), axis=0, reduction="add")
+    return op.Reshape(placed, op.Shape(x))
