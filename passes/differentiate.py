@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx_ir as ir
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from pqc import engine, graph, library, trainable
 from pqc.errors import GraphError, PassError
 from pqc.functions.operator import GRADIENT
+from pqc.lowering import pools
 from pqc.names import BASE, BUFFERS, GRADIENT_SUFFIX, LOSS, NEXT, THETA
 from pqc.passes.legalize import slices
 from pqc.rewriting import Pass
@@ -46,7 +48,8 @@ class Differentiate(Pass):
             slices(main, node)
         graph.remove_unused(main)
         trainable.check(main, [main.initializers[THETA]], [loss])
-        _count_places(main)
+        _spell_biases(main)
+        pools.differentiable(main)
         inlined = _inlined(model)
         library.link(inlined, gradients=True)
         differentiated = graph.from_proto(engine.gradient_graph(graph.to_proto(inlined), LOSS, [THETA]))
@@ -70,15 +73,15 @@ def _inlined(model: ir.Model) -> ir.Model:
     return inlined
 
 
-def _count_places(main: ir.Graph) -> None:
-    """Let each MaxPool give out the places of its largest elements, which its gradient reads."""
+def _spell_biases(main: ir.Graph) -> None:
+    """Give a ConvTranspose without bias one of zeros: its gradient has a place for it."""
     names = graph.Names(main)
     for node in main:
-        if node.op_type == "MaxPool" and not node.domain and len(node.outputs) == 1:
-            node.resize_outputs(2)
-            places = node.outputs[1]
-            places.name, places.dtype = names.new(f"{node.name}.places"), ir.DataType.INT64
-            places.shape = node.outputs[0].shape
+        if node.op_type == "ConvTranspose" and not node.domain and len(node.inputs) < 3:
+            channels = graph.dims(graph.operand(node, 1))[1] * node.attributes.get_int("group", 1)
+            node.resize_inputs(3)
+            zeros = np.zeros(channels, np.float32)
+            node.replace_input_with(2, graph.add_initializer(main, names.new(f"{node.name}.bias"), zeros))
 
 
 def _inherit_attributes(main: ir.Graph) -> None:

@@ -20,6 +20,7 @@ from pqc.functions.losses import DISTILLATION, LOSSES
 from pqc.functions.multiplier import MULTIPLIER
 from pqc.functions.operator import Key, Operator
 from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
+from pqc.functions.pools import AVERAGE_POOL, MAX_POOL
 from pqc.functions.quant import BIPOLAR_QUANT, QUANT
 from pqc.functions.ranking import RANKINGS
 from pqc.functions.scale import SCALES
@@ -59,6 +60,8 @@ def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
         DITHER,
         MULTIPLIER,
         LOOKUP,
+        AVERAGE_POOL,
+        MAX_POOL,
         *COSTS,
         *LEARNED_QUANTIZERS,
         CLIP_BY_NORM,

@@ -105,7 +105,7 @@ POOLS = {
         ("2-D same lower", (6, 5), {"kernel_shape": [3, 2], "strides": [1, 2], "auto_pad": "SAME_LOWER"}),
         ("2-D valid", (6, 5), {"kernel_shape": [3, 2], "strides": [2, 2], "auto_pad": "VALID"}),
         ("3-D", (4, 5, 3), {"kernel_shape": [2, 2, 2], "strides": [2, 1, 1]}),
-        ("3-D pads and ceil", (4, 5, 4), {"kernel_shape": [2, 3, 2], "strides": [2, 2, 2], "pads": [1, 1, 0, 0, 1, 1], "ceil_mode": 1}),
+        ("3-D pads and ceil", (4, 5, 4), {"kernel_shape": [2, 3, 2], "strides": [2, 2, 2], "pads": [1, 1, 1, 0, 1, 0], "ceil_mode": 1}),
     )
 }
 POOLS |= {
@@ -192,7 +192,7 @@ def recurrent(operator: str, inputs: str = "wrb", outputs: str = "y", **given: o
     arrays = {
         "w": normal(count, gates * 2, 3),
         "r": normal(count, gates * 2, 2),
-        "b": normal(count, 2 * 2 * gates),
+        "b": 0.3 + normal(count, 2 * 2 * gates),
     }
     arrays = {name: array for name, array in arrays.items() if name in inputs}
     names = ", ".join(name if name in inputs else "" for name in "wrb")
@@ -202,7 +202,7 @@ def recurrent(operator: str, inputs: str = "wrb", outputs: str = "y", **given: o
         arrays |= {"first": normal(3, count * 2), "at": np.array([-1, count, 2]), "zero": np.array(0)}
         start = "e = Gather <axis: int = 1> (h, zero) i = MatMul (e, first) j = Reshape (i, at) k0 = Transpose <perm: ints = [1,0,2]> (j) "
         states = ", , k0" + (", k0" if "c" in inputs else "")
-    results = ", ".join({"y": "o", "h": "oh", "c": "oc"}[one] if one in outputs else "" for one in "yhc").rstrip(", ")
+    results = ", ".join({"y": "o", "h": "oh", "c": "oc"}[one] for one in "yhc"[: 3 if operator == "LSTM" else 2])
     arrays |= {"end": np.array([0, -1, 2 * count])}
     joined = {
         "y": "ot = Transpose <perm: ints = [2,0,1,3]> (o) ",
@@ -225,7 +225,7 @@ RECURRENT = {
     for operator, forms in {
         "LSTM": (("", "wrb", "y", {}), ("states", "wrbhc", "yhc", {}), ("without bias", "wr", "hc", {}), ("activations", "wrb", "yh", {"activations": ["Sigmoid", "Relu", "Tanh"]})),
         "GRU": (("", "wrb", "y", {}), ("reset last", "wrb", "y", {"linear_before_reset": 1}), ("states", "wrbh", "yh", {}), ("reset last, states", "wrbh", "yh", {"linear_before_reset": 1}), ("reset last, without bias", "wr", "h", {"linear_before_reset": 1}), ("without bias", "wrh", "h", {})),
-        "RNN": (("", "wrb", "y", {}), ("states", "wrbh", "yh", {}), ("relu", "wrb", "h", {"activations": ["Relu"]})),
+        "RNN": (("", "wrb", "y", {}), ("states", "wrbh", "yh", {}), ("activations", "wrb", "h", {"activations": ["Softsign"]})),
     }.items()
     for direction in ("forward", "reverse", "bidirectional")
     for extra, inputs, outputs, given in [

@@ -1,17 +1,16 @@
-"""Gradients of transposed convolutions and of pools, for images of any rank and batches of any length."""
+"""The gradient of transposed convolutions, for images of any rank and batches of any length."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import onnx
-from onnxscript import FLOAT, INT64, script
+from onnxscript import FLOAT, script
 from onnxscript import opset21 as op
 
 from pqc.functions.operator import GRADIENT
 
 ZERO = onnx.helper.make_tensor("zero", onnx.TensorProto.INT64, [1], [0])
-UNIT = onnx.helper.make_tensor("unit", onnx.TensorProto.FLOAT, [1], [1.0])
 
 
 @script(GRADIENT, default_opset=op)
@@ -63,51 +62,3 @@ def ConvTransposeGrad(
     return dx, dw, db
 
 
-@script(GRADIENT, default_opset=op)
-def AveragePoolGrad(
-    dy: FLOAT,
-    x: FLOAT,
-    kernel_shape: Sequence[int],
-    strides: Sequence[int],
-    pads: Sequence[int],
-    dilations: Sequence[int],
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-) -> FLOAT:
-    """dy, shared among the elements of its window.
-
-    An element's share of a window is the pool of an image of ones over how many elements of it the window holds, which
-    a convolution counts. Windows that end beyond the image (ceil_mode) have it extended by zeros.
-    """
-    one = op.Constant(value_ints=[1])
-    rest = op.Constant(value_ints=[-1])
-    window = op.ConstantOfShape(op.Concat(one, one, op.Constant(value_ints=kernel_shape), axis=0), value=UNIT)
-    image = op.ConstantOfShape(op.Concat(one, one, op.Shape(x, start=2), axis=0), value=UNIT)
-    share = op.AveragePool(
-        image,
-        kernel_shape=kernel_shape,
-        strides=strides,
-        pads=pads,
-        dilations=dilations,
-        ceil_mode=ceil_mode,
-        count_include_pad=count_include_pad,
-    )
-    reached = op.ConvTranspose(share, window, strides=strides, pads=pads, dilations=dilations)
-    missing = op.Shape(image) - op.Shape(reached)
-    none = missing - missing
-    ended = op.Pad(image, op.Concat(none, op.Max(none - missing, none), axis=0))
-    held = op.Conv(ended, window, strides=strides, pads=pads, dilations=dilations)
-    columns = op.Reshape(dy, op.Concat(rest, one, op.Shape(dy, start=2), axis=0))
-    spread = op.ConvTranspose(
-        columns * (share / op.Max(held, 1.0)), window, strides=strides, pads=pads, dilations=dilations
-    )
-    return op.Reshape(op.Pad(spread, op.Concat(none, missing, axis=0)), op.Shape(x))
-
-
-@script(GRADIENT, default_opset=op)
-def MaxPoolGrad(dy: FLOAT, x: FLOAT, indices: INT64) -> FLOAT:
-    """dy at the places of the largest elements in the flat x, added where windows share one."""
-    rest = op.Constant(value_ints=[-1])
-    nothing = op.Reshape(op.CastLike(op.ConstantOfShape(op.Shape(x)), x), rest)
-    placed = op.ScatterElements(nothing, op.Reshape(indices, rest), op.Reshape(dy, rest), axis=0, reduction="add")
-    return op.Reshape(placed, op.Shape(x))

@@ -8,7 +8,7 @@ import onnx
 from onnxscript import FLOAT, OnnxFunction, script
 from onnxscript import opset21 as op
 
-from pqc.functions.convolutions import AveragePoolGrad, ConvTransposeGrad, Cut, MaxPoolGrad, Swapped
+from pqc.functions.convolutions import ConvTransposeGrad, Cut, Swapped
 from pqc.functions.fixed_quant import Shared
 from pqc.functions.operator import GRADIENT
 
@@ -151,6 +151,4 @@ GRADIENTS = (
     StandardGradient(
         "ConvTranspose", ConvTransposeGrad, ("GO(0)", "I(0)", "I(1)"), ("GI(0)", "GI(1)", "GI(2)"), (Cut, Swapped)
     ),
-    StandardGradient("AveragePool", AveragePoolGrad, ("GO(0)", "I(0)")),
-    StandardGradient("MaxPool", MaxPoolGrad, ("GO(0)", "I(0)", "O(1)")),
 )

@@ -14,6 +14,7 @@ REWRITES: Mapping[str, Callable[[ir.Graph, ir.Node], int]] = {
     "InstanceNormalization": norms.instance,
     "GroupNormalization": norms.group,
     "LayerNormalization": norms.layer,
+    "AveragePool": pools.lower,
     "MaxPool": pools.lower,
     "LSTM": recurrent.lower,
     "GRU": recurrent.lower,
