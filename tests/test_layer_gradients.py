@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from layer_cases import CASES
+from layer_cases import CASES, REFUSED
 
 from pqc import engine, graph, pipeline
+from pqc.errors import UnsupportedError
 from pqc.names import layout
 from pqc.samples import sample
 
@@ -68,3 +69,12 @@ def difference(session: engine.Session, feeds: dict[str, np.ndarray], theta: np.
         losses.append(loss(session, feeds, other))
         moved.append(float(other[place]))
     return (losses[0] - losses[1]) / (moved[0] - moved[1])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_single_variants_are_refused_by_name(name: str) -> None:
+    case, reason = REFUSED[name]
+    with pytest.raises(UnsupportedError, match=reason) as caught:
+        pipeline.run(case.model(), CHAIN)
+    assert str(caught.value).startswith("node '")
+    assert caught.value.hint

@@ -41,10 +41,10 @@ def ConvTransposeGrad(
     """dx is the convolution of dy with w [C_in, C_out / group, ...].
 
     dw[c, o, k] is the sum over n and i of x[n, c, i] dy[n, o, stride i + dilation k - pad]: a convolution over the
-    batch whose kernel is x, with strides and dilations exchanged. Rows beyond the ends come from an output padding as
-    large as a stride or a dilation.
+    batch whose kernel is x, with strides and dilations exchanged. Rows behind its end come from an output padding as
+    large as a dilation.
     """
-    dx = Cut(op.Conv(dy, w, strides=strides, pads=pads, dilations=dilations, group=group), x)
+    dx = op.Conv(dy, w, strides=strides, pads=pads, dilations=dilations, group=group)
     outputs = op.Shape(w, start=1, end=2)
     groups = op.Reshape(op.Constant(value_int=group), op.Constant(value_ints=[1]))
     rest = op.Constant(value_ints=[-1])
@@ -55,10 +55,6 @@ def ConvTransposeGrad(
     )
     product = op.Conv(image, Swapped(x), strides=dilations, pads=pads, dilations=strides, group=group)
     dw = Cut(Swapped(product), w)
-    others = op.Concat(
-        op.Constant(value_ints=[0]), op.Range(2, op.Size(op.Shape(dy)), 1), axis=0
-    )
+    others = op.Concat(op.Constant(value_ints=[0]), op.Range(2, op.Size(op.Shape(dy)), 1), axis=0)
     db = op.ReduceSum(dy, others, keepdims=0)
     return dx, dw, db
-
-

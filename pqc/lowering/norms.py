@@ -78,9 +78,7 @@ def _normalized(write: Writer, x: ir.Value, axes: range | list[int]) -> tuple[ir
     return write.add("Mul", [centered, inverse], "normalized"), mean, inverse
 
 
-def _affine(
-    write: Writer, x: ir.Value, constants: list[ir.Value | None], shape: tuple[int, ...] | None
-) -> ir.Value:
+def _affine(write: Writer, x: ir.Value, constants: list[ir.Value | None], shape: tuple[int, ...] | None) -> ir.Value:
     """x · gain + shift, both in `shape`, as trained constants where they are constants."""
     for operator, value, role in zip(("Mul", "Add"), constants, (GAIN, SHIFT), strict=True):
         if value is None:

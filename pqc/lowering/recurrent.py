@@ -12,7 +12,6 @@ from pqc import graph
 from pqc.errors import UnsupportedError
 from pqc.lowering.writer import Writer
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 FUNCTIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 KNOWN = frozenset({"Relu", "Sigmoid", "Softplus", "Softsign", "Tanh"})
 PEEPHOLES, SEQUENCE_LENGTHS = 7, 4

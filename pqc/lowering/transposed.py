@@ -12,9 +12,19 @@ def lower(main: ir.Graph, node: ir.Node) -> int:
     """Replace auto_pad and output_shape by pads.
 
     Raises:
-        UnsupportedError: the size of the image is not fixed, or output_shape is larger than what there is.
+        UnsupportedError: the size of the image is not fixed, output_shape is larger than what there is, or
+            output_padding is no less than a stride, where the engine reads memory that it never wrote.
     """
     attributes = node.attributes
+    padding = attributes.get_ints("output_padding", ())
+    if any(
+        rows >= stride for rows, stride in zip(padding, attributes.get_ints("strides", [1] * len(padding)), strict=True)
+    ):
+        raise UnsupportedError(
+            f"the engine computes ConvTranspose wrongly where output_padding is not less than the stride: {padding}",
+            at=f"node '{node.name}'",
+            hint="pad the result instead",
+        )
     mode, wanted = attributes.get_string("auto_pad", "NOTSET"), attributes.get_ints("output_shape", None)
     if mode == "NOTSET" and not wanted:
         return 0
