@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from pqc import graph, masking, trainable
+from pqc import graph, lowering, masking, trainable
 from pqc.errors import UnsupportedError
 from pqc.rewrites import moves, reductions
 from pqc.rewrites.einsum import einsum
@@ -23,7 +23,8 @@ class Legalize(Pass):
     """Rewrite what the engine would differentiate wrongly; refuse the rest.
 
     Sum, Mean → Add, Mul · Split with an unread output → Slice · auto_pad → pads · a broadcast operand of Where
-    or Pow → Expand. Where a trained weight reaches: reductions that drop their axes → with keepdims, Squeeze ·
+    or Pow → Expand · Resize → Gather or MatMul · normalizations of a sample → their steps · LSTM, GRU, RNN → their
+    steps in time. Where a trained weight reaches: reductions that drop their axes → with keepdims, Squeeze ·
     ReduceL1, ReduceSumSquare, ReduceLogSum, norms, global pools, LRN → their parts · Einsum → Transpose, MatMul,
     ReduceSum · DepthToSpace, SpaceToDepth → Reshape, Transpose · Pad that repeats elements → Gather · Scatter that adds →
     Scatter, Add · CastLike → Cast · Clip with computed bounds → Max, Min.
@@ -36,18 +37,24 @@ class Legalize(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph
+        changed = _rewrite(model, lowering.REWRITES, set(main))
         trained = [parameter.value for parameter in masking.parameters(main)]
         reached = trainable.readers(main, trained)
-        changed = 0
-        for node in list(main):
-            table = _REWRITES | _WHERE_TRAINED if node in reached else _REWRITES
-            rewrite = table.get(node.op_type) if not node.domain else None
-            changed += rewrite(main, node) if rewrite is not None else 0
-        if changed:
-            graph.remove_unused(main)
-            infer_shapes(model)
+        changed += _rewrite(model, _WHERE_TRAINED, reached) + _rewrite(model, _REWRITES, set(main))
         trainable.check(main, trained, main.outputs)
         return changed
+
+
+def _rewrite(model: ir.Model, rewrites: Mapping[str, Rewrite], nodes: set[ir.Node]) -> int:
+    """Write those of the nodes in another form that have one."""
+    changed = 0
+    for node in list(model.graph):
+        rewrite = rewrites.get(node.op_type) if node in nodes and not node.domain else None
+        changed += rewrite(model.graph, node) if rewrite is not None else 0
+    if changed:
+        graph.remove_unused(model.graph)
+        infer_shapes(model)
+    return changed
 
 
 def _chain(main: ir.Graph, node: ir.Node) -> int:

@@ -23,7 +23,7 @@ ENGINE = frozenset(
 """By the engine's gradient."""
 OWN = frozenset(
     {
-        "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Celu", "Cosh", "CumSum", "Elu", "Gelu", "HardSigmoid",
+        "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Celu", "ConvTranspose", "Cosh", "CumSum", "Elu", "Gelu", "HardSigmoid",
         "HardSwish", "LeakyRelu", "Mish", "Mod", "PRelu", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
         "ReduceProd", "Relu", "ReverseSequence", "Selu", "Shrink", "Sinh", "Softplus", "Softsign", "Tan",
         "ThresholdedRelu",
@@ -34,7 +34,8 @@ STEPS = frozenset({"Ceil", "Floor", "Round", "Sign"})
 """Passing no gradient: the derivative is zero wherever there is one."""
 REWRITTEN = frozenset(
     {
-        "CastLike", "DepthToSpace", "Einsum", "GlobalLpPool", "GlobalMaxPool", "LRN", "LpNormalization", "Mean",
+        "CastLike", "DepthToSpace", "Einsum", "GRU", "GlobalLpPool", "GroupNormalization", "InstanceNormalization",
+        "LSTM", "LayerNormalization", "RNN", "Resize", "GlobalMaxPool", "LRN", "LpNormalization", "Mean",
         "MeanVarianceNormalization", "ReduceL1", "ReduceLogSum", "ReduceSumSquare", "SpaceToDepth", "Sum",
     }
 )
@@ -123,8 +124,12 @@ def _trains(node: ir.Node, reached: set[ir.Value]) -> bool:
         return node.domain == QONNX or node.domain.startswith("pqc.")
     if node.op_type not in OPERATORS:
         return False
-    return _has_right_form(node, reached) and not _stopped(node, reached) and not any(
-        _broadcast(node, index) and node.inputs[index] in reached for index in BROADCASTS.get(node.op_type, ())
+    return (
+        _has_right_form(node, reached)
+        and not _stopped(node, reached)
+        and not any(
+            _broadcast(node, index) and node.inputs[index] in reached for index in BROADCASTS.get(node.op_type, ())
+        )
     )
 
 

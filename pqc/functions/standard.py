@@ -8,6 +8,7 @@ from onnxscript import FLOAT, OnnxFunction, script
 from onnxscript import opset21 as op
 
 from pqc.functions import elementary, reductions
+from pqc.functions.convolutions import ConvTransposeGrad, Cut, Swapped
 from pqc.functions.operator import GRADIENT
 from pqc.functions.reductions import Unbroadcast
 
@@ -117,6 +118,7 @@ class StandardGradient:
     gradient: OnnxFunction
     arguments: tuple[str, ...]
     results: tuple[str, ...] = ("GI(0)",)
+    helpers: tuple[OnnxFunction, ...] = ()
 
 
 GRADIENTS = (
@@ -152,4 +154,7 @@ GRADIENTS = (
     StandardGradient("CumSum", reductions.CumSumGrad, ("GO(0)", "I(1)")),
     StandardGradient("ReverseSequence", reductions.ReverseSequenceGrad, ("GO(0)", "I(1)")),
     StandardGradient("Mod", reductions.ModGrad, ("GO(0)", "I(0)", "I(1)", "O(0)"), ("GI(0)", "GI(1)")),
+    StandardGradient(
+        "ConvTranspose", ConvTransposeGrad, ("GO(0)", "I(0)", "I(1)"), ("GI(0)", "GI(1)", "GI(2)"), (Cut, Swapped)
+    ),
 )
