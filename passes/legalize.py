@@ -155,6 +155,20 @@ def _expand(main: ir.Graph, node: ir.Node) -> int:
     return int(changed > 0)
 
 
+def _power(main: ir.Graph, node: ir.Node) -> int:
+    """A broadcast base, and an exponent of whole numbers, whose gradient the engine gets wrong."""
+    names = graph.Names(main)
+    exponent = graph.operand(node, 1)
+    whole = exponent.dtype is not None and exponent.dtype.is_integer()
+    if whole:
+        cast = _named("Cast", [exponent], node, names)
+        cast.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+        main.insert_before(node, cast)
+        cast.outputs[0].dtype, cast.outputs[0].shape = ir.DataType.FLOAT, exponent.shape
+        node.replace_input_with(1, cast.outputs[0])
+    return int(_expand(main, node) or whole)
+
+
 def _named(operator: str, inputs: list[ir.Value | None], origin: ir.Node, names: graph.Names) -> ir.Node:
     name = names.new(f"{origin.name}.{operator.lower()}")
     return ir.node(operator, inputs, name=name, outputs=[ir.val(names.new(f"{name}.out"))])
@@ -173,11 +187,12 @@ _REWRITES: dict[str, Rewrite] = {
     "MaxPool": _pads,
     "AveragePool": _pads,
     "Where": _expand,
-    "Pow": _expand,
+    "Pow": _power,
 }
 """What is written in another form wherever it stands."""
 _WHERE_TRAINED: dict[str, Rewrite] = {
     **dict.fromkeys(("ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceLogSumExp"), reductions.keep_axes),
+    **dict.fromkeys(("ReduceSum", "ReduceMean"), reductions.drop_idle),
     "ReduceL1": reductions.l1,
     "ReduceSumSquare": reductions.sum_square,
     "ReduceLogSum": reductions.log_sum,
@@ -190,6 +205,7 @@ _WHERE_TRAINED: dict[str, Rewrite] = {
     "DepthToSpace": moves.depth_to_space,
     "SpaceToDepth": moves.space_to_depth,
     "Pad": moves.pad,
+    "Slice": moves.backward_slice,
     "CastLike": moves.cast_like,
     "ScatterElements": moves.scatter_add,
     "ScatterND": moves.scatter_add,

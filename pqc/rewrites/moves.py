@@ -41,18 +41,24 @@ def _rearranged(write: Writer, split: Sequence[int], order: Sequence[int], merge
 
 
 def pad(main: ir.Graph, node: ir.Node) -> int:
-    """Modes that repeat elements, as a Gather along each padded axis."""
+    """Modes that repeat elements, as a Gather along each padded axis; constants, without a choice of axes."""
     mode = node.attributes.get_string("mode", "constant")
-    if mode == "constant":
+    chosen = node.inputs[3] if len(node.inputs) > 3 else None
+    if mode == "constant" and chosen is None:
         return 0
     write = Writer(main, node)
-    pads = graph.constant(node.inputs[1])
-    axes = graph.constant(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else None
-    if pads is None or (len(node.inputs) > 3 and node.inputs[3] is not None and axes is None):
+    pads, axes = graph.constant(node.inputs[1]), graph.constant(chosen)
+    if pads is None or (chosen is not None and axes is None):
         raise write.refused("needs constant pads")
+    rank = write.rank()
+    widths = dict.fromkeys(range(rank), (0, 0))
+    for axis, (before, after) in zip(widths if axes is None else axes, pads.reshape(2, -1).T.tolist(), strict=True):
+        widths[int(axis) % rank] = (before, after)
+    if mode == "constant":
+        every = write.integers(np.array(list(widths.values())).T.ravel(), "pads")
+        return write.finish(write.add("Pad", [node.inputs[0], every, *node.inputs[2:3]]))
     value = graph.operand(node, 0)
-    padded = range(write.rank()) if axes is None else axes.tolist()
-    for axis, (before, after) in zip(padded, pads.reshape(2, -1).T.tolist(), strict=True):
+    for axis, (before, after) in widths.items():
         if before or after:
             taken = _padded(np.arange(write.length(axis)), before, after, mode)
             value = write.add("Gather", [value, write.integers(taken, "places")], axis=axis)
@@ -64,6 +70,28 @@ def _padded(places: np.ndarray, before: int, after: int, mode: str) -> np.ndarra
     kept = places[max(-before, 0) : places.size - max(-after, 0)]
     widths = (max(before, 0), max(after, 0))
     return np.pad(kept, widths, mode=mode)  # type: ignore[call-overload, no-any-return]
+
+
+def backward_slice(main: ir.Graph, node: ir.Node) -> int:
+    """Slice with negative steps, as a Gather along each axis."""
+    steps = graph.constant(node.inputs[4]) if len(node.inputs) > 4 else None
+    if steps is None or (steps > 0).all():
+        return 0
+    write = Writer(main, node)
+    bounds = [graph.constant(value) for value in node.inputs[1:3]]
+    axes = np.arange(steps.size) if node.inputs[3] is None else graph.constant(node.inputs[3])
+    if axes is None or any(bound is None for bound in bounds):
+        raise write.refused("with negative steps needs constant bounds")
+    value = graph.operand(node, 0)
+    for first, end, axis, step in zip(*bounds, axes, steps, strict=True):
+        places = np.arange(write.length(int(axis)))[slice(int(first), _end(int(end), int(step), write.length(int(axis))), int(step))]
+        value = write.add("Gather", [value, write.integers(places, "places")], axis=int(axis))
+    return write.finish(value)
+
+
+def _end(end: int, step: int, length: int) -> int | None:
+    """The end as Python reads it: what lies before the first element is no end at all where steps are negative."""
+    return None if step < 0 and end < -length else end
 
 
 def cast_like(main: ir.Graph, node: ir.Node) -> int:

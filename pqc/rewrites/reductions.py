@@ -10,49 +10,59 @@ from pqc.rewrites.writer import Writer
 
 def keep_axes(main: ir.Graph, node: ir.Node) -> int:
     """Reduce with keepdims=1, which pqc's gradients need, and squeeze."""
+    if _is_idle(node):
+        return drop_idle(main, node)
     if node.attributes.get_int("keepdims", 1):
         return 0
     write = Writer(main, node)
-    return write.finish(_squeezed(write, node.op_type, graph.operand(node, 0)))
+    kept = write.add(node.op_type, node.inputs, keepdims=1)
+    return write.finish(write.add("Squeeze", [kept, *_axes(node)]))
+
+
+def drop_idle(main: ir.Graph, node: ir.Node) -> int:
+    """Drop what reduces over no axis (noop_with_empty_axes), which the engine gets wrong."""
+    return Writer(main, node).finish(graph.operand(node, 0)) if _is_idle(node) else 0
+
+
+def _is_idle(node: ir.Node) -> bool:
+    return bool(node.attributes.get_int("noop_with_empty_axes", 0)) and not _axes(node)
 
 
 def l1(main: ir.Graph, node: ir.Node) -> int:
     """The sum of absolute values."""
+    if _is_idle(node):
+        return drop_idle(main, node)
     write = Writer(main, node)
-    return write.finish(_reduced(write, "ReduceSum", write.add("Abs", [node.inputs[0]])))
+    return write.finish(_sum(write, write.add("Abs", [node.inputs[0]])))
 
 
 def sum_square(main: ir.Graph, node: ir.Node) -> int:
     """The sum of squares."""
+    if _is_idle(node):
+        return drop_idle(main, node)
     write = Writer(main, node)
-    return write.finish(_reduced(write, "ReduceSum", write.add("Mul", [node.inputs[0], node.inputs[0]])))
+    return write.finish(_sum(write, write.add("Mul", [node.inputs[0], node.inputs[0]])))
 
 
 def log_sum(main: ir.Graph, node: ir.Node) -> int:
     """The logarithm of the sum."""
+    if _is_idle(node):
+        return drop_idle(main, node)
     write = Writer(main, node)
-    return write.finish(write.add("Log", [_reduced(write, "ReduceSum", graph.operand(node, 0))]))
+    return write.finish(write.add("Log", [_sum(write, graph.operand(node, 0))]))
 
 
 def _axes(node: ir.Node) -> list[ir.Value]:
-    return [value for value in node.inputs[1:] if value is not None]
+    """The input that names axes, unless it is left out or empty, which both mean every axis."""
+    given = [value for value in node.inputs[1:] if value is not None]
+    stored = graph.constant(given[0]) if given else None
+    return [] if stored is not None and stored.size == 0 else given
 
 
-def _reduced(write: Writer, operator: str, value: ir.Value) -> ir.Value:
-    """`value` reduced as the origin is."""
-    attributes = {name: write.origin.attributes.get_int(name, 0) for name in ("noop_with_empty_axes",)}
-    keepdims = write.origin.attributes.get_int("keepdims", 1)
-    return write.add(operator, [value, *_axes(write.origin)], keepdims=keepdims, **attributes)
-
-
-def _squeezed(write: Writer, operator: str, value: ir.Value) -> ir.Value:
-    """`value` reduced over the origin's axes, which are then dropped."""
-    axes = _axes(write.origin)
-    empty = not axes or (graph.constant(axes[0]) is not None and graph.constant(axes[0]).size == 0)
-    if empty and write.origin.attributes.get_int("noop_with_empty_axes", 0):
-        return value
-    kept = write.add(operator, [value, *axes], keepdims=1)
-    return write.add("Squeeze", [kept] if empty else [kept, *axes])
+def _sum(write: Writer, value: ir.Value) -> ir.Value:
+    """The sum of `value` over the axes of the operator that goes."""
+    node = write.origin
+    return write.add("ReduceSum", [value, *_axes(node)], keepdims=node.attributes.get_int("keepdims", 1))
 
 
 def global_max(main: ir.Graph, node: ir.Node) -> int:
@@ -64,13 +74,13 @@ def global_max(main: ir.Graph, node: ir.Node) -> int:
 def global_lp(main: ir.Graph, node: ir.Node) -> int:
     """GlobalLpPool as a norm over the image."""
     write = Writer(main, node)
-    return write.finish(_norm(write, _image(write), 1))
+    return write.finish(_norm(write, _image(write)))
 
 
 def lp_normalization(main: ir.Graph, node: ir.Node) -> int:
     """x / |x|, and zero where the norm is zero."""
     write = Writer(main, node)
-    norm = _norm(write, write.integers([node.attributes.get_int("axis", -1)], "axes"), 1)
+    norm = _norm(write, write.integers([node.attributes.get_int("axis", -1)], "axes"))
     zero = write.add("Equal", [norm, write.number(0.0, "zero")])
     divisor = write.add("Add", [norm, write.add("Cast", [zero], to=int(ir.DataType.FLOAT))])
     return write.finish(write.add("Div", [node.inputs[0], divisor]))
@@ -80,14 +90,14 @@ def _image(write: Writer) -> ir.Value:
     return write.integers(range(2, write.rank()), "axes")
 
 
-def _norm(write: Writer, axes: ir.Value, keepdims: int) -> ir.Value:
+def _norm(write: Writer, axes: ir.Value) -> ir.Value:
     order = write.origin.attributes.get_int("p", 2)
     if order not in (1, 2):
         raise write.refused(f"of order {order} has no gradient at zero: only orders 1 and 2 are taken")
     x = graph.operand(write.origin, 0)
     if order == 1:
-        return write.add("ReduceSum", [write.add("Abs", [x]), axes], keepdims=keepdims)
-    return write.add("ReduceL2", [x, axes], keepdims=keepdims)
+        return write.add("ReduceSum", [write.add("Abs", [x]), axes], keepdims=1)
+    return write.add("ReduceL2", [x, axes], keepdims=1)
 
 
 def mean_variance(main: ir.Graph, node: ir.Node) -> int:
