@@ -62,7 +62,9 @@ STARTS = {
 
 
 def _unary() -> list[Case]:
-    anywhere = "Abs Asinh Atan Cos Cosh Elu Celu Selu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Mish Neg Relu"
+    anywhere = (
+        "Abs Asinh Atan Cos Cosh Elu Celu Selu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Mish Neg Relu"
+    )
     anywhere += " Sigmoid Sin Sinh Softplus Softsign Tan Tanh Shrink ThresholdedRelu"
     found = [Case(name, f"s = {name} (a)") for name in anywhere.split()]
     found += [Case(name, f"s = {name} (p)") for name in ("Log", "Sqrt", "Reciprocal")]
@@ -125,8 +127,16 @@ def _reductions() -> list[Case]:
     twice[0, 5] = 0
     return [
         *found,
-        Case("ReduceProd, one zero", "m = Mul (a, mask) r = ReduceProd (m, axes) s = Add (a, r)", {"mask": mask, "axes": np.array([1])}),
-        Case("ReduceProd, two zeros", "m = Mul (a, mask) r = ReduceProd (m, axes) s = Add (a, r)", {"mask": twice, "axes": np.array([1])}),
+        Case(
+            "ReduceProd, one zero",
+            "m = Mul (a, mask) r = ReduceProd (m, axes) s = Add (a, r)",
+            {"mask": mask, "axes": np.array([1])},
+        ),
+        Case(
+            "ReduceProd, two zeros",
+            "m = Mul (a, mask) r = ReduceProd (m, axes) s = Add (a, r)",
+            {"mask": twice, "axes": np.array([1])},
+        ),
         Case("ReduceL2, zeros", "m = Mul (a, mask) s = ReduceL2 (m, axes)", {"mask": twice, "axes": np.array([1])}),
     ]
 
@@ -156,7 +166,9 @@ def _broadcasts() -> list[Case]:
         Case("Pow, computed exponent", "s = Pow (p, a)"),
         Case("Pow, trained exponent only", "e = Exp (x) s = Pow (e, a)", bound=1e-4),
         Case("Pow, computed exponent, broadcast", column + "s = Pow (p, r)", axes),
-        Case("Pow, computed exponent, all broadcast", column + "t = Transpose (r) q = Softplus (r) s = Pow (q, t)", axes),
+        Case(
+            "Pow, computed exponent, all broadcast", column + "t = Transpose (r) q = Softplus (r) s = Pow (q, t)", axes
+        ),
         Case("Clip", "s = Clip (a, low, high)", {"low": -0.5, "high": 0.5}),
         Case("Clip, below only", "s = Clip (a, low)", {"low": -0.2}),
         Case("Clip, above only", "s = Clip (a, , high)", {"high": 0.2}),
@@ -180,7 +192,9 @@ def _broadcasts() -> list[Case]:
     for name in ("Add", "Sub", "Mul", "Div"):
         found += [
             Case(f"{name}, column", column + f"s = {name} (r, p)", axes, 1e-4),
-            Case(f"{name}, all broadcast", column + f"q = Softplus (r) t = Transpose (q) s = {name} (r, t)", axes, 1e-4),
+            Case(
+                f"{name}, all broadcast", column + f"q = Softplus (r) t = Transpose (q) s = {name} (r, t)", axes, 1e-4
+            ),
         ]
     return found
 
@@ -271,11 +285,23 @@ def _moves() -> list[Case]:
         Case("Trilu, upper", "s = Trilu (c)"),
         Case("Trilu, lower", "s = Trilu <upper: int = 0> (c, k)", {"k": n(-1)}),
         Case("Trilu, beyond", "s = Trilu (c, k)", {"k": n(1)}),
-        Case("ReverseSequence", "s = ReverseSequence <batch_axis: int = 0, time_axis: int = 1> (a, l)", {"l": n([1, 3, 8])}, fixed=True),
+        Case(
+            "ReverseSequence",
+            "s = ReverseSequence <batch_axis: int = 0, time_axis: int = 1> (a, l)",
+            {"l": n([1, 3, 8])},
+            fixed=True,
+        ),
         Case("Reshape", "s = Reshape (a, shape)", {"shape": n([0, 2, -1])}),
         Case("Split, equal", "r, t = Split <axis: int = 1, num_outputs: int = 2> (a) s = Mul (r, t)"),
-        Case("Split, uneven", "r, t = Split <axis: int = 1> (a, l) m = ReduceSum (r, axes) s = Mul (m, t)", {"l": n([3, 5]), "axes": n([1])}),
-        Case("Split, last shorter", "r, t, q = Split <axis: int = -1, num_outputs: int = 3> (a) s = Concat <axis: int = 1> (q, r, t)"),
+        Case(
+            "Split, uneven",
+            "r, t = Split <axis: int = 1> (a, l) m = ReduceSum (r, axes) s = Mul (m, t)",
+            {"l": n([3, 5]), "axes": n([1])},
+        ),
+        Case(
+            "Split, last shorter",
+            "r, t, q = Split <axis: int = -1, num_outputs: int = 3> (a) s = Concat <axis: int = 1> (q, r, t)",
+        ),
         Case("Split, unread", "r, s, t = Split <axis: int = -1> (a, l)", {"l": n([1, 4, 3])}),
         Case("Split, rows", "r = Transpose (a) t, s = Split <axis: int = 0> (r, l)", {"l": n([3, 5])}),
         Case("Split, one output", "s = Split <axis: int = 1, num_outputs: int = 1> (a)"),
@@ -321,7 +347,9 @@ def _indices() -> list[Case]:
         Case("GatherElements, computed", "i = ArgMin <axis: int = 1> (a) s = GatherElements <axis: int = 1> (a, i)"),
         Case("GatherND", "s = GatherND (a, i)", {"i": twice}, fixed=True),
         Case("GatherND, batch", "s = GatherND <batch_dims: int = 1> (a, i)", {"i": n([[0], [-1], [3]])}, fixed=True),
-        Case("ScatterElements", "s = ScatterElements <axis: int = 1> (a, i, v)", {"i": apart, "v": updates}, fixed=True),
+        Case(
+            "ScatterElements", "s = ScatterElements <axis: int = 1> (a, i, v)", {"i": apart, "v": updates}, fixed=True
+        ),
         Case(
             "ScatterElements, computed",
             "r = Slice (a, z, f, o) s = ScatterElements <axis: int = 1> (x, i, r)",
@@ -334,7 +362,12 @@ def _indices() -> list[Case]:
             {"i": many, "z": n([0]), "f": n([5]), "o": n([1])},
             fixed=True,
         ),
-        Case("ScatterND", "r = Gather <axis: int = 1> (a, o) s = ScatterND (a, i, r)", {"i": pairs, "o": n(2)}, fixed=True),
+        Case(
+            "ScatterND",
+            "r = Gather <axis: int = 1> (a, o) s = ScatterND (a, i, r)",
+            {"i": pairs, "o": n(2)},
+            fixed=True,
+        ),
         Case(
             "ScatterND, add",
             'r = Gather <axis: int = 1> (a, o) s = ScatterND <reduction: string = "add"> (a, i, r)',
@@ -350,7 +383,11 @@ def _indices() -> list[Case]:
             "i = ArgMax <axis: int = 1, keepdims: int = 0> (a) t = OneHot (i, d, v) s = Mul (a, t)",
             {"d": n(WIDTH), "v": np.array([0.5, 2.0])},
         ),
-        Case("NonZero", "g = Greater (a, zero) i = NonZero (g) j = Transpose (i) r = GatherND (a, j) t = ReduceSum (r) s = Mul (a, t)", {"zero": 0.0}),
+        Case(
+            "NonZero",
+            "g = Greater (a, zero) i = NonZero (g) j = Transpose (i) r = GatherND (a, j) t = ReduceSum (r) s = Mul (a, t)",
+            {"zero": 0.0},
+        ),
     ]
     return found
 

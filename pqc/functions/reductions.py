@@ -94,6 +94,4 @@ def PowerGrad(dy: FLOAT, x: FLOAT, exponent: FLOAT, y: FLOAT):
     return dx, de
 
 
-POWER = Operator(
-    Power, PowerGrad, ("GO(0)", "I(0)", "I(1)", "O(0)"), ("GI(0)", "GI(1)"), helpers=(Unbroadcast,)
-)
+POWER = Operator(Power, PowerGrad, ("GO(0)", "I(0)", "I(1)", "O(0)"), ("GI(0)", "GI(1)"), helpers=(Unbroadcast,))

@@ -84,7 +84,9 @@ def backward_slice(main: ir.Graph, node: ir.Node) -> int:
         raise write.refused("with negative steps needs constant bounds")
     value = graph.operand(node, 0)
     for first, end, axis, step in zip(*bounds, axes, steps, strict=True):
-        places = np.arange(write.length(int(axis)))[slice(int(first), _end(int(end), int(step), write.length(int(axis))), int(step))]
+        places = np.arange(write.length(int(axis)))[
+            slice(int(first), _end(int(end), int(step), write.length(int(axis))), int(step))
+        ]
         value = write.add("Gather", [value, write.integers(places, "places")], axis=int(axis))
     return write.finish(value)
 

@@ -128,6 +128,8 @@ def lrn(main: ir.Graph, node: ir.Node) -> int:
     for part in parts[1:]:
         total = write.add("Add", [total, part])
     share = write.number(node.attributes.get_float("alpha", 1e-4) / size, "share")
-    base = write.add("Add", [write.add("Mul", [total, share]), write.number(node.attributes.get_float("bias", 1.0), "bias")])
+    base = write.add(
+        "Add", [write.add("Mul", [total, share]), write.number(node.attributes.get_float("bias", 1.0), "bias")]
+    )
     power = write.add("Pow", [base, write.number(node.attributes.get_float("beta", 0.75), "beta")])
     return write.finish(write.add("Div", [x, power]))

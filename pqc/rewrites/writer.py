@@ -24,7 +24,9 @@ class Writer:
         self.origin = origin
         self.names = graph.Names(main)
 
-    def add(self, operator: str, inputs: Sequence[ir.Value | None], **attributes: int | str | Sequence[int]) -> ir.Value:
+    def add(
+        self, operator: str, inputs: Sequence[ir.Value | None], **attributes: int | str | Sequence[int]
+    ) -> ir.Value:
         """The only output of a new node."""
         name = self.names.new(f"{self.origin.name}.{operator.lower()}")
         output = ir.val(self.names.new(f"{name}.out"))
