@@ -40,14 +40,15 @@ class Case:
         start = "".join(text for name, text in STARTS.items() if name in words)
         random = np.random.default_rng(8)
         image = "c" in words
-        model = onnx_model(
-            f"(float[{ROWS if self.fixed else 'n'},{WIDTH}] x) => (y) {{ h = MatMul (x, w) a = Add (h, b) {start} {self.text} y = Mul (s, s) }}",
+        batch = ROWS if self.fixed else "n"
+        nodes = f"h = MatMul (x, w) a = Add (h, b) {start} {self.text} y = Mul (s, s)"
+        return onnx_model(
+            f"(float[{batch},{WIDTH}] x) => (y) {{ {nodes} }}",
             w=random.normal(0, 0.4, (WIDTH, 64 if image else WIDTH)),
             b=random.normal(0, 0.3, 64 if image else WIDTH),
             **({"c__shape": np.array([0, 4, 4, 4])} if image else {}),
-            **{name: value for name, value in self.arrays.items()},
+            **self.arrays,
         )
-        return model
 
     def inputs(self) -> dict[str, np.ndarray]:
         """Rows for the model."""
@@ -338,7 +339,7 @@ def _indices() -> list[Case]:
     updates = np.random.default_rng(4).normal(0, 1, (ROWS, 5))
     pairs = n([[0, 1], [2, -1], [1, 3]])
     twice = n([[0, 1], [0, 1], [2, -1]])
-    found = [
+    return [
         Case("Gather", "s = Gather <axis: int = 1> (a, i)", {"i": n([0, 3, 3, -1])}),
         Case("Gather, table", "s = Gather <axis: int = -1> (a, i)", {"i": n([[0, 3], [3, -8]])}),
         Case("Gather, scalar", "s = Gather <axis: int = 1> (a, i)", {"i": n(-2)}),
@@ -389,7 +390,6 @@ def _indices() -> list[Case]:
             {"zero": 0.0},
         ),
     ]
-    return found
 
 
 def _normalizations() -> list[Case]:

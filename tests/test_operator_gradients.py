@@ -18,6 +18,7 @@ from pqc import engine, graph, masking, operator_table, pipeline
 from pqc.errors import UnsupportedError
 from pqc.functions.standard import GRADIENTS
 from pqc.names import layout
+from pqc.trained_constants import GAIN, TRAINS
 
 CHAIN = "normalize,fold-constants,legalize,attach-loss{loss=mse},expose-parameters,differentiate"
 STEP = 1e-5
@@ -138,6 +139,7 @@ NUMBERS = {
     "two": 2.0,
     "zeros": np.zeros((1, 4)),
     "places": np.array([[0, 2, 2, -2]]),
+    "e": np.ones(4),
 }
 
 
@@ -160,6 +162,23 @@ def test_gradient_at_an_edge(name: str) -> None:
     found = engine.evaluate(model, {"x": x, "target": y - np.float32(y.size / 2)})["theta_grad"]
     # rtol: the results are a few float32 operations.
     np.testing.assert_allclose(found, np.array(expected, np.float32), rtol=1e-6)
+
+
+def test_trained_exponent() -> None:
+    """One exponent for each column, of a base that is computed too; zero where the base is zero or negative."""
+    row, exponents = [2.0, 0.5, 0.0, -2.0], np.array([1.5, -1.0, 2.0, 2.0], np.float32)
+    model = small("y = Pow (h, e)", row)
+    node = next(node for node in model.graph if node.op_type == "Pow")
+    node.metadata_props[TRAINS] = GAIN
+    graph.set_initializer(model.graph.initializers["e"], exponents)
+    x = np.ones((1, 1), np.float32)
+    y = engine.evaluate(model, {"x": x})["y"]
+    pipeline.run(model, CHAIN)
+    found = engine.evaluate(model, {"x": x, "target": y - np.float32(y.size / 2)})["theta_grad"]
+    base = np.array([1.5 * 2**0.5, -4.0, 0, -4.0])
+    exponent = np.array([2**1.5 * np.log(2), 2 * np.log(0.5), 0, 0])
+    # rtol: powers and logarithms of the kernels are good to a few ulp.
+    np.testing.assert_allclose(found, [*base, *exponent], rtol=2e-6)
 
 
 # The table
