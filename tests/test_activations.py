@@ -10,6 +10,7 @@ import pytest
 from conftest import onnx_model, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_cases import CASES
 
 import reference as ref
 import reference_quant as quant
