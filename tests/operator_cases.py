@@ -163,6 +163,7 @@ def _broadcasts() -> list[Case]:
         Case("Pow, root", "s = Pow (p, half)", {"half": 0.5}),
         Case("Pow, row", "s = Pow (p, row)", {"row": row}),
         Case("Pow, whole number", "s = Pow (a, two)", {"two": np.array(2)}),
+        Case("Pow, computed whole number", "i = ArgMax <axis: int = 1> (x) s = Pow (p, i)", {}, 1e-4),
         Case("Pow, column", "q = ReduceMean (p, axes) s = Pow (q, x)", axes, 1e-4),
         Case("Pow, computed exponent", "s = Pow (p, a)"),
         Case("Pow, trained exponent only", "e = Exp (x) s = Pow (e, a)", bound=1e-4),
@@ -377,6 +378,11 @@ def _indices() -> list[Case]:
         ),
         Case("TopK", "s, i = TopK (a, k)", {"k": n([3])}),
         Case("TopK, smallest", "s, i = TopK <largest: int = 0> (a, k)", {"k": n([3])}),
+        Case(
+            "TopK, unsorted",
+            "r, i = TopK <sorted: int = 0> (a, k) s = ReduceSum (r, axes)",
+            {"k": n([3]), "axes": n([1])},
+        ),
         Case("TopK, axis", "s, i = TopK <axis: int = 1> (c, k)", {"k": n([2])}),
         Case("TopK, rows", "s, i = TopK <axis: int = 0> (a, k)", {"k": n([2])}, fixed=True),
         Case(

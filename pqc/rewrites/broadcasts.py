@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from pqc import graph
@@ -29,7 +30,14 @@ def power(main: ir.Graph, node: ir.Node) -> int:
     exponent = graph.operand(node, 1)
     whole = exponent.dtype is not None and exponent.dtype.is_integer()
     if whole:
-        cast = Writer(main, node).add("Cast", [exponent], to=int(ir.DataType.FLOAT))
-        cast.dtype, cast.shape = ir.DataType.FLOAT, exponent.shape
-        node.replace_input_with(1, cast)
+        node.replace_input_with(1, _as_float(Writer(main, node), exponent))
     return int(expand(main, node) or whole)
+
+
+def _as_float(write: Writer, value: ir.Value) -> ir.Value:
+    stored = graph.constant(value)
+    if stored is not None:
+        return write.constant(stored.astype(np.float32), "exponent")
+    cast = write.add("Cast", [value], to=int(ir.DataType.FLOAT))
+    cast.dtype, cast.shape = ir.DataType.FLOAT, value.shape
+    return cast
