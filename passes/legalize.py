@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from pqc import graph, lowering, masking, trainable
 from pqc.errors import UnsupportedError
-from pqc.rewrites import moves, reductions
+from pqc.rewrites import broadcasts, moves, reductions
 from pqc.rewrites.einsum import einsum
 from pqc.rewriting import Meaning, Pass, close, explain
 from pqc.shapes import infer_shapes
@@ -24,9 +24,9 @@ class Legalize(Pass):
 
     Sum, Mean → Add, Mul · Split with an unread output → Slice · auto_pad → pads · a broadcast operand of Where
     or Pow → Expand · Resize → Gather or MatMul · normalizations of a sample → their steps · LSTM, GRU, RNN → their
-    steps in time. Where a trained weight reaches: reductions that drop their axes → with keepdims, Squeeze ·
-    ReduceL1, ReduceSumSquare, ReduceLogSum, norms, global pools, LRN → their parts · Einsum → Transpose, MatMul,
-    ReduceSum · DepthToSpace, SpaceToDepth → Reshape, Transpose · Pad that repeats elements → Gather · Scatter that adds →
+    steps in time. Where a trained weight reaches: reductions that drop their axes → with keepdims, Squeeze · other
+    reductions, norms, global pools, LRN → their parts · Einsum → Transpose, MatMul, ReduceSum · DepthToSpace,
+    SpaceToDepth → Reshape, Transpose · a Pad that repeats elements, a Slice backwards → Gather · a Scatter that adds →
     Scatter, Add · CastLike → Cast · Clip with computed bounds → Max, Min.
     Leaves what else there is alone.
     Raises UnsupportedError, naming the node, for an operator without a checked gradient.
@@ -134,41 +134,6 @@ def _pads(main: ir.Graph, node: ir.Node) -> int:
     return 1
 
 
-def _expand(main: ir.Graph, node: ir.Node) -> int:
-    """Operands that the engine broadcasts forward and forgets to reduce backward."""
-    output = node.outputs[0].shape
-    operands = [graph.operand(node, index) for index in range(len(node.inputs))]
-    full = [value for value in operands if value.shape is not None and value.shape == output][:1]
-    changed = 0
-    names = graph.Names(main)
-    for index in trainable.BROADCASTS[node.op_type]:
-        value = operands[index]
-        if value.shape == output and output is not None:
-            continue
-        for other in full or [one for one in operands if one is not operands[index]]:
-            shape = _named("Shape", [other], node, names)
-            wide = _named("Expand", [value, shape.outputs[0]], node, names)
-            main.insert_before(node, (shape, wide))
-            value = wide.outputs[0]
-        node.replace_input_with(index, value)
-        changed += 1
-    return int(changed > 0)
-
-
-def _power(main: ir.Graph, node: ir.Node) -> int:
-    """A broadcast base, and an exponent of whole numbers, whose gradient the engine gets wrong."""
-    names = graph.Names(main)
-    exponent = graph.operand(node, 1)
-    whole = exponent.dtype is not None and exponent.dtype.is_integer()
-    if whole:
-        cast = _named("Cast", [exponent], node, names)
-        cast.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
-        main.insert_before(node, cast)
-        cast.outputs[0].dtype, cast.outputs[0].shape = ir.DataType.FLOAT, exponent.shape
-        node.replace_input_with(1, cast.outputs[0])
-    return int(_expand(main, node) or whole)
-
-
 def _named(operator: str, inputs: list[ir.Value | None], origin: ir.Node, names: graph.Names) -> ir.Node:
     name = names.new(f"{origin.name}.{operator.lower()}")
     return ir.node(operator, inputs, name=name, outputs=[ir.val(names.new(f"{name}.out"))])
@@ -186,8 +151,8 @@ _REWRITES: dict[str, Rewrite] = {
     "Conv": _pads,
     "MaxPool": _pads,
     "AveragePool": _pads,
-    "Where": _expand,
-    "Pow": _power,
+    "Where": broadcasts.expand,
+    "Pow": broadcasts.power,
 }
 """What is written in another form wherever it stands."""
 _WHERE_TRAINED: dict[str, Rewrite] = {

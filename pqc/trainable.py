@@ -1,4 +1,4 @@
-"""Which operators are differentiated rightly, and how: a table, and the check that nothing else is trained through."""
+"""The check that nothing is trained through but what has a right gradient."""
 
 from __future__ import annotations
 
@@ -8,74 +8,16 @@ import onnx_ir as ir
 
 from pqc.errors import UnsupportedError
 from pqc.graph import QONNX
+from pqc.operator_table import ENGINE, LIMITS, OWN, REFUSED, REWRITTEN, STEPS
 
-# Every operator agrees with finite differences in the form of the set that it is in.
-# fmt: off
-ENGINE = frozenset(
-    {
-        "Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Cos", "Div", "Erf", "Exp", "Expand", "Flatten",
-        "Gather", "GatherElements", "GatherND", "Gemm", "GlobalAveragePool", "Identity", "Log", "LogSoftmax", "MatMul",
-        "Max", "MaxPool", "Min", "Mul", "Neg", "Pad", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "Reshape",
-        "ScatterElements", "ScatterND", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh",
-        "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
-    }
-)
-"""By the engine's gradient."""
-OWN = frozenset(
-    {
-        "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Celu", "ConvTranspose", "Cosh", "CumSum", "Elu", "Gelu", "HardSigmoid",
-        "HardSwish", "LeakyRelu", "Mish", "Mod", "PRelu", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
-        "ReduceProd", "Relu", "ReverseSequence", "Selu", "Shrink", "Sinh", "Softplus", "Softsign", "Tan",
-        "ThresholdedRelu",
-    }
-)
-"""By a gradient of pqc's own (pqc.functions.standard)."""
-STEPS = frozenset({"Ceil", "Floor", "Round", "Sign"})
-"""Passing no gradient: the derivative is zero wherever there is one."""
-REWRITTEN = frozenset(
-    {
-        "CastLike", "DepthToSpace", "Einsum", "GRU", "GlobalLpPool", "GroupNormalization", "InstanceNormalization",
-        "LSTM", "LayerNormalization", "RNN", "Resize", "GlobalMaxPool", "LRN", "LpNormalization", "Mean",
-        "MeanVarianceNormalization", "ReduceL1", "ReduceLogSum", "ReduceSumSquare", "SpaceToDepth", "Sum",
-    }
-)
-"""In other operators, written by the pass legalize."""
-NO_GRADIENT = frozenset(
-    {
-        "And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Equal",
-        "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "Or", "Shape", "Size",
-        "Xor",
-    }
-)
-"""Giving whole numbers or truth values, which pass no gradient."""
-# fmt: on
-REFUSED = {
-    "Bernoulli": "it gives other numbers each time",
-    "Col2Im": "neither the engine nor pqc has its gradient",
-    "Compress": "how many elements it keeps depends on the data",
-    "Det": "neither the engine nor pqc has its gradient",
-    "DynamicQuantizeLinear": "it rounds; quantizers are pqc's own (insert-quant)",
-    "GridSample": "neither the engine nor pqc has its gradient",
-    "Hardmax": "its derivative is zero: nothing before it would be trained",
-    "LpPool": "its derivative is not a number where a window holds only zeros, as behind a Relu",
-    "MaxUnpool": "neither the engine nor pqc has its gradient",
-    "MaxRoiPool": "neither the engine nor pqc has its gradient",
-    "OneHot": "the engine passes no gradient to its values",
-    "QuantizeLinear": "it rounds; quantizers are pqc's own (insert-quant)",
-    "DequantizeLinear": "the engine passes no gradient to its scale",
-    "RoiAlign": "neither the engine nor pqc has its gradient",
-    "Unique": "how many elements it keeps depends on the data",
-    "If": "branches are not differentiated",
-    "Loop": "loops are not differentiated; export it unrolled",
-    "Scan": "loops are not differentiated; export it unrolled",
-}
-"""Refused where a trained weight reaches them, and why. So is every operator that is in no set."""
 OPERATORS = ENGINE | OWN | STEPS
 """What may stand between a trained weight and the loss once legalize has run."""
 # Inputs that the engine broadcasts forward and forgets to reduce backward.
 BROADCASTS = {"Where": (1, 2), "Pow": (0,)}
 # Inputs of numbers to which the engine passes no gradient, without a word.
 STOPPED = {"Clip": (1, 2), "Pad": (2,)}
+# Operators of which some forms are left after legalize.
+LIMITED = frozenset({"Pad", "ScatterElements", "ScatterND"})
 
 
 def check(main: ir.Graph, trained: Iterable[ir.Value], results: Iterable[ir.Value]) -> None:
@@ -163,13 +105,14 @@ def _broadcast(node: ir.Node, index: int) -> bool:
 
 def _refused(node: ir.Node) -> UnsupportedError:
     readers = ", ".join(f"'{reader.name}'" for reader in node.outputs[0].consumers()) or "the output"
-    if not node.domain and node.op_type in (OPERATORS | REWRITTEN) - {"Pad", "ScatterElements", "ScatterND"}:
+    if not node.domain and node.op_type in (OPERATORS | REWRITTEN) - LIMITED:
         return UnsupportedError(
             f"the engine computes the gradient of this form wrongly: {node.op_type} (it feeds {readers})",
             at=f"node '{node.name}'",
             hint="run legalize first, which rewrites it",
         )
-    reason = f": {REFUSED[node.op_type]}" if not node.domain and node.op_type in REFUSED else ""
+    known = "" if node.domain else REFUSED.get(node.op_type, LIMITS.get(node.op_type, ""))
+    reason = f": {known}" if known else ""
     return UnsupportedError(
         f"{node.op_type} has no gradient that pqc has checked (it feeds {readers}){reason}",
         at=f"node '{node.name}'",

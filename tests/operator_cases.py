@@ -40,14 +40,15 @@ class Case:
         start = "".join(text for name, text in STARTS.items() if name in words)
         random = np.random.default_rng(8)
         image = "c" in words
-        model = onnx_model(
-            f"(float[{ROWS if self.fixed else 'n'},{WIDTH}] x) => (y) {{ h = MatMul (x, w) a = Add (h, b) {start} {self.text} y = Mul (s, s) }}",
+        batch = ROWS if self.fixed else "n"
+        nodes = f"h = MatMul (x, w) a = Add (h, b) {start} {self.text} y = Mul (s, s)"
+        return onnx_model(
+            f"(float[{batch},{WIDTH}] x) => (y) {{ {nodes} }}",
             w=random.normal(0, 0.4, (WIDTH, 64 if image else WIDTH)),
             b=random.normal(0, 0.3, 64 if image else WIDTH),
             **({"c__shape": np.array([0, 4, 4, 4])} if image else {}),
-            **{name: value for name, value in self.arrays.items()},
+            **self.arrays,
         )
-        return model
 
     def inputs(self) -> dict[str, np.ndarray]:
         """Rows for the model."""
@@ -62,7 +63,9 @@ STARTS = {
 
 
 def _unary() -> list[Case]:
-    anywhere = "Abs Asinh Atan Cos Cosh Elu Celu Selu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Mish Neg Relu"
+    anywhere = (
+        "Abs Asinh Atan Cos Cosh Elu Celu Selu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Mish Neg Relu"
+    )
     anywhere += " Sigmoid Sin Sinh Softplus Softsign Tan Tanh Shrink ThresholdedRelu"
     found = [Case(name, f"s = {name} (a)") for name in anywhere.split()]
     found += [Case(name, f"s = {name} (p)") for name in ("Log", "Sqrt", "Reciprocal")]
@@ -125,8 +128,16 @@ def _reductions() -> list[Case]:
     twice[0, 5] = 0
     return [
         *found,
-        Case("ReduceProd, one zero", "m = Mul (a, mask) r = ReduceProd (m, axes) s = Add (a, r)", {"mask": mask, "axes": np.array([1])}),
-        Case("ReduceProd, two zeros", "m = Mul (a, mask) r = ReduceProd (m, axes) s = Add (a, r)", {"mask": twice, "axes": np.array([1])}),
+        Case(
+            "ReduceProd, one zero",
+            "m = Mul (a, mask) r = ReduceProd (m, axes) s = Add (a, r)",
+            {"mask": mask, "axes": np.array([1])},
+        ),
+        Case(
+            "ReduceProd, two zeros",
+            "m = Mul (a, mask) r = ReduceProd (m, axes) s = Add (a, r)",
+            {"mask": twice, "axes": np.array([1])},
+        ),
         Case("ReduceL2, zeros", "m = Mul (a, mask) s = ReduceL2 (m, axes)", {"mask": twice, "axes": np.array([1])}),
     ]
 
@@ -152,11 +163,14 @@ def _broadcasts() -> list[Case]:
         Case("Pow, root", "s = Pow (p, half)", {"half": 0.5}),
         Case("Pow, row", "s = Pow (p, row)", {"row": row}),
         Case("Pow, whole number", "s = Pow (a, two)", {"two": np.array(2)}),
+        Case("Pow, computed whole number", "i = ArgMax <axis: int = 1> (x) s = Pow (p, i)", {}, 1e-4),
         Case("Pow, column", "q = ReduceMean (p, axes) s = Pow (q, x)", axes, 1e-4),
         Case("Pow, computed exponent", "s = Pow (p, a)"),
         Case("Pow, trained exponent only", "e = Exp (x) s = Pow (e, a)", bound=1e-4),
         Case("Pow, computed exponent, broadcast", column + "s = Pow (p, r)", axes),
-        Case("Pow, computed exponent, all broadcast", column + "t = Transpose (r) q = Softplus (r) s = Pow (q, t)", axes),
+        Case(
+            "Pow, computed exponent, all broadcast", column + "t = Transpose (r) q = Softplus (r) s = Pow (q, t)", axes
+        ),
         Case("Clip", "s = Clip (a, low, high)", {"low": -0.5, "high": 0.5}),
         Case("Clip, below only", "s = Clip (a, low)", {"low": -0.2}),
         Case("Clip, above only", "s = Clip (a, , high)", {"high": 0.2}),
@@ -180,7 +194,9 @@ def _broadcasts() -> list[Case]:
     for name in ("Add", "Sub", "Mul", "Div"):
         found += [
             Case(f"{name}, column", column + f"s = {name} (r, p)", axes, 1e-4),
-            Case(f"{name}, all broadcast", column + f"q = Softplus (r) t = Transpose (q) s = {name} (r, t)", axes, 1e-4),
+            Case(
+                f"{name}, all broadcast", column + f"q = Softplus (r) t = Transpose (q) s = {name} (r, t)", axes, 1e-4
+            ),
         ]
     return found
 
@@ -271,11 +287,23 @@ def _moves() -> list[Case]:
         Case("Trilu, upper", "s = Trilu (c)"),
         Case("Trilu, lower", "s = Trilu <upper: int = 0> (c, k)", {"k": n(-1)}),
         Case("Trilu, beyond", "s = Trilu (c, k)", {"k": n(1)}),
-        Case("ReverseSequence", "s = ReverseSequence <batch_axis: int = 0, time_axis: int = 1> (a, l)", {"l": n([1, 3, 8])}, fixed=True),
+        Case(
+            "ReverseSequence",
+            "s = ReverseSequence <batch_axis: int = 0, time_axis: int = 1> (a, l)",
+            {"l": n([1, 3, 8])},
+            fixed=True,
+        ),
         Case("Reshape", "s = Reshape (a, shape)", {"shape": n([0, 2, -1])}),
         Case("Split, equal", "r, t = Split <axis: int = 1, num_outputs: int = 2> (a) s = Mul (r, t)"),
-        Case("Split, uneven", "r, t = Split <axis: int = 1> (a, l) m = ReduceSum (r, axes) s = Mul (m, t)", {"l": n([3, 5]), "axes": n([1])}),
-        Case("Split, last shorter", "r, t, q = Split <axis: int = -1, num_outputs: int = 3> (a) s = Concat <axis: int = 1> (q, r, t)"),
+        Case(
+            "Split, uneven",
+            "r, t = Split <axis: int = 1> (a, l) m = ReduceSum (r, axes) s = Mul (m, t)",
+            {"l": n([3, 5]), "axes": n([1])},
+        ),
+        Case(
+            "Split, last shorter",
+            "r, t, q = Split <axis: int = -1, num_outputs: int = 3> (a) s = Concat <axis: int = 1> (q, r, t)",
+        ),
         Case("Split, unread", "r, s, t = Split <axis: int = -1> (a, l)", {"l": n([1, 4, 3])}),
         Case("Split, rows", "r = Transpose (a) t, s = Split <axis: int = 0> (r, l)", {"l": n([3, 5])}),
         Case("Split, one output", "s = Split <axis: int = 1, num_outputs: int = 1> (a)"),
@@ -312,7 +340,7 @@ def _indices() -> list[Case]:
     updates = np.random.default_rng(4).normal(0, 1, (ROWS, 5))
     pairs = n([[0, 1], [2, -1], [1, 3]])
     twice = n([[0, 1], [0, 1], [2, -1]])
-    found = [
+    return [
         Case("Gather", "s = Gather <axis: int = 1> (a, i)", {"i": n([0, 3, 3, -1])}),
         Case("Gather, table", "s = Gather <axis: int = -1> (a, i)", {"i": n([[0, 3], [3, -8]])}),
         Case("Gather, scalar", "s = Gather <axis: int = 1> (a, i)", {"i": n(-2)}),
@@ -321,7 +349,9 @@ def _indices() -> list[Case]:
         Case("GatherElements, computed", "i = ArgMin <axis: int = 1> (a) s = GatherElements <axis: int = 1> (a, i)"),
         Case("GatherND", "s = GatherND (a, i)", {"i": twice}, fixed=True),
         Case("GatherND, batch", "s = GatherND <batch_dims: int = 1> (a, i)", {"i": n([[0], [-1], [3]])}, fixed=True),
-        Case("ScatterElements", "s = ScatterElements <axis: int = 1> (a, i, v)", {"i": apart, "v": updates}, fixed=True),
+        Case(
+            "ScatterElements", "s = ScatterElements <axis: int = 1> (a, i, v)", {"i": apart, "v": updates}, fixed=True
+        ),
         Case(
             "ScatterElements, computed",
             "r = Slice (a, z, f, o) s = ScatterElements <axis: int = 1> (x, i, r)",
@@ -334,7 +364,12 @@ def _indices() -> list[Case]:
             {"i": many, "z": n([0]), "f": n([5]), "o": n([1])},
             fixed=True,
         ),
-        Case("ScatterND", "r = Gather <axis: int = 1> (a, o) s = ScatterND (a, i, r)", {"i": pairs, "o": n(2)}, fixed=True),
+        Case(
+            "ScatterND",
+            "r = Gather <axis: int = 1> (a, o) s = ScatterND (a, i, r)",
+            {"i": pairs, "o": n(2)},
+            fixed=True,
+        ),
         Case(
             "ScatterND, add",
             'r = Gather <axis: int = 1> (a, o) s = ScatterND <reduction: string = "add"> (a, i, r)',
@@ -343,6 +378,11 @@ def _indices() -> list[Case]:
         ),
         Case("TopK", "s, i = TopK (a, k)", {"k": n([3])}),
         Case("TopK, smallest", "s, i = TopK <largest: int = 0> (a, k)", {"k": n([3])}),
+        Case(
+            "TopK, unsorted",
+            "r, i = TopK <sorted: int = 0> (a, k) s = ReduceSum (r, axes)",
+            {"k": n([3]), "axes": n([1])},
+        ),
         Case("TopK, axis", "s, i = TopK <axis: int = 1> (c, k)", {"k": n([2])}),
         Case("TopK, rows", "s, i = TopK <axis: int = 0> (a, k)", {"k": n([2])}, fixed=True),
         Case(
@@ -350,9 +390,12 @@ def _indices() -> list[Case]:
             "i = ArgMax <axis: int = 1, keepdims: int = 0> (a) t = OneHot (i, d, v) s = Mul (a, t)",
             {"d": n(WIDTH), "v": np.array([0.5, 2.0])},
         ),
-        Case("NonZero", "g = Greater (a, zero) i = NonZero (g) j = Transpose (i) r = GatherND (a, j) t = ReduceSum (r) s = Mul (a, t)", {"zero": 0.0}),
+        Case(
+            "NonZero",
+            "g = Greater (a, zero) i = NonZero (g) j = Transpose (i) r = GatherND (a, j) t = ReduceSum (r) s = Mul (a, t)",
+            {"zero": 0.0},
+        ),
     ]
-    return found
 
 
 def _normalizations() -> list[Case]:

@@ -10,6 +10,7 @@ import pytest
 from conftest import onnx_model, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_cases import CASES
 
 import reference as ref
 import reference_quant as quant
@@ -122,7 +123,7 @@ def places(model: ir.Model) -> dict[str, slice]:
 
 
 def test_every_gradient_is_tested() -> None:
-    tested = {name.split(",")[0] for name in FUNCTIONS} | {"Relu", "PRelu", "ReduceMax"}
+    tested = {name.split(",")[0] for name in (*FUNCTIONS, *CASES)}
     assert {one.name for one in GRADIENTS} <= tested
 
 

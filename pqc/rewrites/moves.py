@@ -78,14 +78,15 @@ def backward_slice(main: ir.Graph, node: ir.Node) -> int:
     if steps is None or (steps > 0).all():
         return 0
     write = Writer(main, node)
-    bounds = [graph.constant(value) for value in node.inputs[1:3]]
+    starts, ends = graph.constant(node.inputs[1]), graph.constant(node.inputs[2])
     axes = np.arange(steps.size) if node.inputs[3] is None else graph.constant(node.inputs[3])
-    if axes is None or any(bound is None for bound in bounds):
+    if starts is None or ends is None or axes is None:
         raise write.refused("with negative steps needs constant bounds")
     value = graph.operand(node, 0)
-    for first, end, axis, step in zip(*bounds, axes, steps, strict=True):
-        places = np.arange(write.length(int(axis)))[slice(int(first), _end(int(end), int(step), write.length(int(axis))), int(step))]
-        value = write.add("Gather", [value, write.integers(places, "places")], axis=int(axis))
+    for start, end, axis, step in zip(starts.tolist(), ends.tolist(), axes.tolist(), steps.tolist(), strict=True):
+        length = write.length(axis)
+        places = np.arange(length)[start : _end(end, step, length) : step]
+        value = write.add("Gather", [value, write.integers(places, "places")], axis=axis)
     return write.finish(value)
 
 

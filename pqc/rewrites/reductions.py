@@ -15,7 +15,7 @@ def keep_axes(main: ir.Graph, node: ir.Node) -> int:
     if node.attributes.get_int("keepdims", 1):
         return 0
     write = Writer(main, node)
-    kept = write.add(node.op_type, node.inputs, keepdims=1)
+    kept = write.add(node.op_type, node.inputs)
     return write.finish(write.add("Squeeze", [kept, *_axes(node)]))
 
 

@@ -50,7 +50,10 @@ class Writer:
         result = self.origin.outputs[0]
         if value in self.origin.inputs and result.is_graph_output():
             value = self.add("Identity", [value])
-        value.shape, value.dtype = value.shape or result.shape, value.dtype or result.dtype
+        if value.shape is None:
+            value.shape = result.shape
+        if value.dtype is None and result.dtype is not None:
+            value.dtype = result.dtype
         graph.replace(result, value)
         self.main.remove(self.origin, safe=True)
         return 1
