@@ -37,10 +37,10 @@ class Legalize(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph
-        changed = _rewrite(model, lowering.REWRITES, set(main))
+        changed = _rewrite(model, lowering.REWRITES, _trained(main))
         trained = [parameter.value for parameter in masking.parameters(main)]
-        reached = trainable.readers(main, trained)
-        changed += _rewrite(model, _WHERE_TRAINED, reached) + _rewrite(model, _REWRITES, set(main))
+        changed += _rewrite(model, _WHERE_TRAINED, trainable.readers(main, trained))
+        changed += _rewrite(model, _REWRITES, set(main))
         trainable.check(main, trained, main.outputs)
         return changed
 
@@ -55,6 +55,17 @@ def _rewrite(model: ir.Model, rewrites: Mapping[str, Rewrite], nodes: set[ir.Nod
         graph.remove_unused(model.graph)
         infer_shapes(model)
     return changed
+
+
+def _trained(main: ir.Graph) -> set[ir.Node]:
+    """The nodes that a trained tensor reaches, those included whose own tensors become trained."""
+    reached = {parameter.value for parameter in masking.parameters(main)}
+    found = set()
+    for node in main:
+        if node.op_type in lowering.TRAINED or any(value in reached for value in node.inputs):
+            reached.update(node.outputs)
+            found.add(node)
+    return found
 
 
 def _chain(main: ir.Graph, node: ir.Node) -> int:
@@ -99,6 +110,9 @@ def slices(main: ir.Graph, node: ir.Node) -> int:
 
 def _lengths(node: ir.Node, axis: int) -> list[int]:
     """How long each output is along `axis`."""
+    given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if given is not None:
+        return [int(length) for length in given]
     dims = [None if output.shape is None else output.shape[axis] for output in node.outputs]
     lengths = [dim for dim in dims if isinstance(dim, int)]
     if len(lengths) < len(dims):

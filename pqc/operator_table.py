@@ -18,8 +18,8 @@ ENGINE = frozenset(
 """By the engine's gradient."""
 OWN = frozenset(
     {
-        "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Celu", "Cosh", "CumSum", "Elu", "Gelu", "HardSigmoid",
-        "HardSwish", "LeakyRelu", "Mish", "Mod", "PRelu", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
+        "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Celu", "ConvTranspose", "Cosh", "CumSum", "Elu", "Gelu",
+        "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Mod", "PRelu", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
         "ReduceProd", "Relu", "ReverseSequence", "Selu", "Shrink", "Sinh", "Softplus", "Softsign", "Tan",
         "ThresholdedRelu",
     }
@@ -29,8 +29,9 @@ STEPS = frozenset({"Ceil", "Floor", "Round", "Sign"})
 """Passing no gradient: the derivative is zero wherever there is one."""
 REWRITTEN = frozenset(
     {
-        "CastLike", "DepthToSpace", "Einsum", "GlobalLpPool", "GlobalMaxPool", "LRN", "LpNormalization", "Mean",
-        "MeanVarianceNormalization", "ReduceL1", "ReduceLogSum", "ReduceSumSquare", "SpaceToDepth", "Sum",
+        "CastLike", "DepthToSpace", "Einsum", "GRU", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization",
+        "InstanceNormalization", "LRN", "LSTM", "LayerNormalization", "LpNormalization", "Mean",
+        "MeanVarianceNormalization", "RNN", "Resize", "ReduceL1", "ReduceLogSum", "ReduceSumSquare", "SpaceToDepth", "Sum",
     }
 )
 """In other operators, written by the pass legalize."""
@@ -59,21 +60,15 @@ REFUSED = {
     "Compress": "how many elements it keeps depends on the data",
     "ConcatFromSequence": _SEQUENCE,
     "ConvInteger": _INTEGER,
-    "ConvTranspose": _NONE,
     "DFT": _NONE,
     "DeformConv": _NONE,
     "DequantizeLinear": "the engine passes no gradient to its scale",
     "Det": _NONE,
     "DynamicQuantizeLinear": "it rounds; quantizers are pqc's own (insert-quant)",
-    "GRU": _NONE,
     "GridSample": _NONE,
-    "GroupNormalization": _NONE,
     "Hardmax": "its derivative is zero: nothing before it would be trained",
     "If": "branches are not differentiated",
     "ImageDecoder": _NONE,
-    "InstanceNormalization": _NONE,
-    "LSTM": _NONE,
-    "LayerNormalization": _NONE,
     "Loop": "loops are not differentiated; export it unrolled",
     "LpPool": "its derivative is not a number where a window holds only zeros, as behind a Relu",
     "MatMulInteger": _INTEGER,
@@ -90,14 +85,12 @@ REFUSED = {
     "QLinearConv": _INTEGER,
     "QLinearMatMul": _INTEGER,
     "QuantizeLinear": "it rounds; quantizers are pqc's own (insert-quant)",
-    "RNN": _NONE,
     "RandomNormal": _RANDOM,
     "RandomNormalLike": _RANDOM,
     "RandomUniform": _RANDOM,
     "RandomUniformLike": _RANDOM,
     "Range": _NONE,
     "RegexFullMatch": _TEXT,
-    "Resize": _NONE,
     "RoiAlign": _NONE,
     "STFT": _NONE,
     "Scan": "loops are not differentiated; export it unrolled",
