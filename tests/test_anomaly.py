@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 from pqc import data, engine, graph, workflows
 from pqc.errors import DataError, PqcError, ScheduleError, UnsupportedError
 from pqc.models import TABLE
+from pqc.report import roc
 from pqc.workflows import anomaly
 
 SETTINGS = {"phases.training.epochs": "2", "phases.fine_tuning.epochs": "2"}
@@ -51,10 +52,10 @@ def loaded(tmp_path: Path, train: list[int], test: list[int], normal: list[int],
 
 
 def test_only_normal_rows_are_trained_with_and_all_are_tested(tmp_path: Path) -> None:
-    train, test = [0, 9, 1, 0, 7, 1, 1, 0, 9, 1], [0, 9, 1, 7, 7]
+    train, test = 4 * [0, 9, 1, 0, 7, 1, 1, 0, 9, 1], [0, 9, 1, 7, 7]
     found = loaded(tmp_path, train, test, [0, 1])
     used = np.concatenate([split.all()[1] for split in (found.train, found.validation)])
-    expected = np.arange(40, dtype=np.float32).reshape(-1, 4)[[kind in (0, 1) for kind in train]]
+    expected = np.arange(160, dtype=np.float32).reshape(-1, 4)[[kind in (0, 1) for kind in train]]
     assert np.array_equal(used[np.argsort(used[:, 0])], expected)
     for split in (found.train, found.validation, found.test):
         inputs, target = split.all()
@@ -69,9 +70,9 @@ def test_only_normal_rows_are_trained_with_and_all_are_tested(tmp_path: Path) ->
     ("train", "test", "outputs", "message"),
     [
         ([7, 7, 7], [0, 7], 4, "no row of train has a class of 0, 1"),
-        ([0, 0, 0], [7, 7], 4, "no row of test has a class of 0, 1"),
-        ([0, 0, 0], [0, 1], 4, "all test rows are normal"),
-        ([0, 0, 0], [0, 7], 3, "the model gives out the shape [batch,3], not that of its one input"),
+        (4 * [0], [7, 7], 4, "no row of test has a class of 0, 1"),
+        (4 * [0], [0, 1], 4, "all test rows are normal"),
+        (4 * [0], [0, 7], 3, "the model gives out the shape [batch,3], not that of its one input"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(
@@ -128,6 +129,13 @@ def test_the_shipped_model_is_as_good_as_its_page_says() -> None:
     assert (round(error, 4), round(found, 4)) == (0.0356, 0.6826)
 
 
+def test_the_mass_alone_finds_as_much_as_the_page_says() -> None:
+    with np.load(TABLE["autoencoder"].data_path() / "test.npz") as arrays:
+        found = roc.curve(arrays["x"][:, 14].astype(np.float32), arrays["y"] > 1)
+    assert found is not None
+    assert round(found.area, 2) == 0.67
+
+
 def run(out: Path, **options: Any) -> dict[str, Any]:
     """A short training of the shipped model."""
     source = workflows.resolve("autoencoder")
@@ -147,6 +155,10 @@ def test_a_run_tells_error_and_area_of_each_model(tmp_path: Path) -> None:
     assert summary["clean_equals_trained"]
     assert summary["clean"]["anomaly_auc"] > 0.6
     assert summary["clean"]["negative_mse"] > -0.06
+    curves = (tmp_path / "report.html").read_text()
+    assert "Efficiency and mis-tag rate" in curves
+    areas = (f"{model} {summary[model]['anomaly_auc']:.4f}" for model in ("float", "clean"))
+    assert f"anomaly: AUC {', '.join(areas)}" in curves
 
 
 def test_a_class_that_is_not_there_stops_the_run(tmp_path: Path) -> None:

@@ -295,13 +295,18 @@ class Job:
         from pqc.report import page
 
         files.write_text(self.folder / "summary.json", json.dumps(summary, indent=2))
+        target, names = self._target(), self.source.classes
+        scores = {name: outputs(one, self.data.test) for name, one in (("float", self.model), ("clean", clean))}
+        if self.data.anomalous is not None:
+            scores = {name: anomaly.errors(output, target)[:, None] for name, output in scores.items()}
+            target, names = self.data.anomalous, ("anomaly",)
         page.write(
             self.folder,
             summary,
             self.history,
             weights=metrics.Probe(clean).effective({}),
             float_weights=metrics.Probe(self.model).effective({}),
-            target=self._target(),
-            scores={"float": outputs(self.model, self.data.test), "clean": outputs(clean, self.data.test)},
-            class_names=self.source.classes,
+            target=target,
+            scores=scores,
+            class_names=names,
         )
