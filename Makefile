@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow bench bench-hgq method-table hgq-front check-hgq2 lint docs plots clean
+.PHONY: demo test test-slow bench bench-hgq method-table hgq-front check-hgq2 check-import lint docs plots clean
 
 demo: $(VENV)/ready
 	$(BIN)/pqc run jet_tagger --schedule cs-demo --out build/demo
@@ -31,6 +31,9 @@ hgq-front: $(VENV)/ready .venv-hgq/ready
 check-hgq2: $(VENV)/ready .venv-hgq/ready
 	$(BIN)/python -m pytest tests/test_ebops_hgq2.py -m slow
 
+check-import: $(VENV)/ready .venv-frameworks/ready
+	$(BIN)/python -m pytest tests/test_import_frameworks.py -m slow
+
 method-table: $(VENV)/ready
 	$(BIN)/python tests/benchmarks/method_table.py --jobs 2
 
@@ -42,6 +45,13 @@ method-table: $(VENV)/ready
 .venv-hgq/ready:
 	$(PYTHON) -m venv .venv-hgq
 	.venv-hgq/bin/python -m pip install --quiet --disable-pip-version-check hgq2==0.2.0 jax==0.10.2 keras==3.15.1 onnx
+	@touch $@
+
+# JAX's exporter needs a newer onnx than the training engine takes: the frameworks live apart.
+.venv-frameworks/ready:
+	$(PYTHON) -m venv .venv-frameworks
+	.venv-frameworks/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==2.13.0 keras==3.15.1 jax2onnx==0.17.1 onnxscript safetensors
 	@touch $@
 
 lint: $(VENV)/dev

@@ -22,6 +22,7 @@ from pqc.passes.fold_gates import FoldGates
 from pqc.passes.fold_masks import FoldMasks
 from pqc.passes.fold_quant import FoldQuant
 from pqc.passes.fold_relu_multiplier import FoldReluMultiplier
+from pqc.passes.free_batch import FreeBatch
 from pqc.passes.freeze_bits import FreezeBits
 from pqc.passes.freeze_masks import FreezeMasks
 from pqc.passes.insert_masks import InsertMasks
@@ -43,6 +44,7 @@ from pqc.passes.normalize import Normalize
 from pqc.passes.raise_bits import RaiseBits
 from pqc.passes.relax_overflow import RelaxOverflow
 from pqc.passes.shrink import Shrink
+from pqc.passes.simplify import Simplify
 from pqc.passes.strip_softmax import StripSoftmax
 from pqc.passes.strip_training import StripTraining
 from pqc.passes.write_bipolar import WriteBipolar
@@ -54,6 +56,8 @@ TABLE: dict[str, type[Pass]] = {
     for kind in (
         Normalize,
         FoldConstants,
+        Simplify,
+        FreeBatch,
         FoldBatchNorm,
         LowerGemm,
         ExpandSoftmax,

@@ -14,7 +14,8 @@ class LowerGemm(Pass):
     """Rewrite Gemm as MatMul and Add.
 
     Gemm(x, W, b) → Add(MatMul(x, W), b). With transB the constant W is transposed in place and keeps its name, also
-    behind a Quant. MatMul and Add sum in another order than Gemm may, so float32 results can differ in the last bits.
+    behind a Quant. A bias with beta = 0 goes. MatMul and Add sum in another order than Gemm may, so float32 results
+    can differ in the last bits.
     Leaves a Gemm alone that transposes x, has alpha or beta other than 1, or a W that is computed or shared.
     """
 
@@ -31,6 +32,11 @@ def _is_gemm(node: ir.Node) -> bool:
 
 
 def _lower(main: ir.Graph, node: ir.Node, names: graph.Names) -> int:
+    if node.attributes.get_float("beta", 1.0) == 0.0:
+        # A bias that does not count, and whose gradient the engine refuses.
+        node.resize_inputs(2)
+        node.attributes.pop("beta")
+        return 1 + _lower(main, node, names)
     reason = _obstacle(node)
     if reason is not None:
         explain(node, f"left alone: {reason}")

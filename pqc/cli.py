@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.text import Text
 
-from pqc import __version__, cli_check, cli_export, cli_schedule, interrupts, tables
+from pqc import __version__, cli_check, cli_export, cli_import, cli_schedule, interrupts, tables
 from pqc.cli_options import PATH, Group, Verb, settings_option
 from pqc.errors import Interrupted, PqcError, UsageError
 
@@ -40,6 +40,9 @@ def cli(context: click.Context, verbose: int, quiet: bool) -> None:
     _listen_to_notes(quiet)
     if verbose:
         _listen_to_explanations()
+
+
+cli.add_command(cli_import.import_)
 
 
 def _training_options(verb: Verb) -> Verb:

@@ -21,6 +21,8 @@ logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # its warnings would end u
 OPSET = 21
 IR_VERSION = 10
 MIN_OPSET = 7
+# From opset 22 to this one, the operators of opset 21 gained types and attributes, and kept what they compute.
+MAX_OPSET = 28
 QONNX = "qonnx.custom_op.general"
 MAX_FILE_BYTES = 2**31 - 1
 
@@ -107,14 +109,30 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _check_opset(proto: onnx.ModelProto, path: Path) -> None:
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     version = versions.get("", versions.get("ai.onnx", 0))
-    if MIN_OPSET <= version <= OPSET:
-        return
-    word = "new" if version > OPSET else "old"
-    raise UnsupportedError(
-        f"opset {version} is too {word}: pqc takes {MIN_OPSET} to {OPSET}",
-        at=str(path),
-        hint="export the model with opset_version=17",
-    )
+    if not MIN_OPSET <= version <= MAX_OPSET:
+        word = "new" if version > MAX_OPSET else "old"
+        raise UnsupportedError(
+            f"opset {version} is too {word}: pqc takes {MIN_OPSET} to {MAX_OPSET}",
+            at=str(path),
+            hint="export the model with opset_version=17",
+        )
+    if version > OPSET:
+        _lower_opset(proto, version)
+
+
+def _lower_opset(proto: onnx.ModelProto, version: int) -> None:
+    """Read a newer file as one of the engine's opset; attributes that this lacks fail the check that follows."""
+    for node in proto.graph.node:
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, OPSET, ""):
+            raise UnsupportedError(
+                f"{node.op_type} of opset {version} has no counterpart in opset {OPSET}",
+                at=f"node '{node.name or next(iter(node.output), '')}'",
+                hint=f"export with opset_version={OPSET}, where exporters write it out in simpler operators",
+            )
+    for entry in proto.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = OPSET
+    proto.ir_version = min(proto.ir_version, IR_VERSION)
 
 
 def _check_tensors(proto: onnx.ModelProto, path: Path) -> None:

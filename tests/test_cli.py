@@ -32,6 +32,7 @@ phases:
   fine_tuning: {epochs: 1}
 """
 VERBS = [
+    "import",
     "run",
     "train",
     "finalize",
@@ -408,8 +409,8 @@ def _with(value: float) -> np.ndarray:
 
 
 BROKEN: dict[str, tuple[Change, str]] = {
-    "opset too new": (_opset(99), "opset 99 is too new: pqc takes 7 to 21"),
-    "opset too old": (_opset(6), "opset 6 is too old: pqc takes 7 to 21"),
+    "opset too new": (_opset(99), "opset 99 is too new: pqc takes 7 to 28"),
+    "opset too old": (_opset(6), "opset 6 is too old: pqc takes 7 to 28"),
     "unknown operator": (_operator("Relux"), "Relux"),
     "unknown domain": (_operator("Relux", "com.acme"), "com.acme::Relux"),
     "rank unknown": (_no_rank, "shape"),

@@ -183,6 +183,8 @@ FOLDED = f"{MASKED},freeze-masks,fold-masks,fold-quant"
 PLACES = {
     "normalize": [""],
     "fold-constants": ["normalize", QUANTIZED],
+    "simplify": ["normalize", QUANTIZED],
+    "free-batch": ["fix-batch{size=4}", f"{QUANTIZED},fix-batch{{size=4}}"],
     "fold-batchnorm": ["normalize"],
     "expand-softmax": ["normalize"],
     "expand-layernorm": ["normalize", "normalize,expand-softmax"],

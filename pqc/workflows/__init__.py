@@ -4,6 +4,7 @@ from pqc.workflows.compression import compress, finalize
 from pqc.workflows.environment import doctor
 from pqc.workflows.exports import export
 from pqc.workflows.firmware import hls
+from pqc.workflows.importing import import_model
 from pqc.workflows.inspection import diff, opt, show
 from pqc.workflows.job import RunOptions
 from pqc.workflows.quantization import check_quant
@@ -21,6 +22,7 @@ __all__ = [
     "export",
     "finalize",
     "hls",
+    "import_model",
     "load_plan",
     "opt",
     "resolve",
