@@ -44,5 +44,20 @@ TABLE = {
             schedule="cs-demo",
             classes=("gluon", "light quark", "W", "Z", "top"),
         ),
+        ReferenceModel(
+            name="resnet20",
+            description="Ten digits in images of 8x8 pixels: ResNet-20, a quarter as wide as published",
+            file="resnet20/resnet20.onnx",
+            data="resnet20/data",
+            schedule="resnet20",
+            classes=tuple("0123456789"),
+        ),
+        ReferenceModel(
+            name="autoencoder",
+            description="Anomalies among jets by the error of their reconstruction: dense, 16-32-16-3-16-32-16",
+            file="autoencoder/autoencoder.onnx",
+            data="jet_tagger/data",
+            schedule="autoencoder",
+        ),
     )
 }

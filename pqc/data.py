@@ -57,13 +57,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run needs: training, validation and test rows."""
+    """What a run needs: training, validation and test rows.
+
+    Args:
+        train: likewise `validation` and `test`.
+        source: where they come from.
+        labelled: whether the targets do, too.
+        anomalous: which of the test rows are anomalies [rows]; None where no class is said to be normal.
+    """
 
     train: Split
     validation: Split
     test: Split
     source: str
     labelled: bool = True
+    anomalous: np.ndarray | None = None
 
 
 def as_float(array: np.ndarray) -> np.ndarray:
@@ -79,6 +87,7 @@ def load(
     validation: float = 0.1,
     seed: int = 0,
     needs_target: bool = True,
+    marks: bool = False,
 ) -> Dataset:
     """Read the data at `path` for the graph `main`.
 
@@ -89,6 +98,7 @@ def load(
         validation: the share of the training rows to validate on, where the data bring none.
         seed: of that choice.
         needs_target: whether a missing target is an error; otherwise zeros stand for it.
+        marks: the target holds one class number a row, whatever the graph gives out.
 
     Raises:
         DataError: a file is missing or broken, an array does not fit the graph, or holds NaN.
@@ -101,7 +111,7 @@ def load(
     labelled = all(set(TARGETS) & found.keys() for found in arrays.values())
     if not labelled and not needs_target:
         arrays = {name: _with_target(found, main, labels) for name, found in arrays.items()}
-    splits = {name: _fit(arrays[name], part, main, labels) for name, part in parts.items()}
+    splits = {name: _fit(arrays[name], part, main, labels, marks) for name, part in parts.items()}
     rng = np.random.default_rng(seed)
     if "train" not in splits:
         whole = splits["whole"]
@@ -225,7 +235,7 @@ def _read_parquet(path: Path) -> Arrays:
     return arrays
 
 
-def _fit(arrays: Arrays, path: Path, main: ir.Graph, labels: bool) -> Split:
+def _fit(arrays: Arrays, path: Path, main: ir.Graph, labels: bool, marks: bool) -> Split:
     name = next((name for name in TARGETS if name in arrays), None)
     if name is None:
         raise DataError(
@@ -242,7 +252,8 @@ def _fit(arrays: Arrays, path: Path, main: ir.Graph, labels: bool) -> Split:
     for label, array in inputs.items():
         if len(array) != len(target):
             raise DataError(f"'{label}' has {len(array)} rows, the target {len(target)}", at=str(path), hint="cut them")
-    return Split(inputs, _check_target(target, main, labels, path), np.arange(len(target)))
+    found = _check_marks(target, path) if marks else _check_target(target, main, labels, path)
+    return Split(inputs, found, np.arange(len(target)))
 
 
 def _check_numbers(name: str, array: np.ndarray, path: Path) -> None:
@@ -313,6 +324,17 @@ def _check_target(target: np.ndarray, main: ir.Graph, labels: bool, path: Path) 
         _check_finite("target", target, path)
         return as_float(target)
     return _check_labels(target, output[-1] if output is not None else None, path)
+
+
+def _check_marks(target: np.ndarray, path: Path) -> np.ndarray:
+    """Class numbers [rows]."""
+    if target.ndim != 1:
+        raise DataError(
+            f"the target needs class numbers of the shape [rows] and has {list(target.shape)}",
+            at=str(path),
+            hint="take the argmax of one-hot labels",
+        )
+    return _check_labels(target, None, path)
 
 
 def _check_labels(target: np.ndarray, classes: object, path: Path) -> np.ndarray:

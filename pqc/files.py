@@ -58,6 +58,19 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, **named)
 
 
+def write_compressed(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a compressed .npz file to `path` in one step."""
+    named: dict[str, Any] = dict(arrays)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **named)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file to `path` in one step."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
 def cannot_write(path: Path, error: OSError) -> PqcError:
     """The error to raise when `path` could not be written."""
     reason = error.strerror or str(error)

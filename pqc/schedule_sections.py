@@ -13,7 +13,7 @@ from pqc import curves
 from pqc.blocks import PARTS
 from pqc.errors import PqcError
 from pqc.fixed_point import FixedPoint
-from pqc.functions.losses import DISTILLATION, LOSSES
+from pqc.functions.losses import DISTILLATION, LOSSES, RECONSTRUCTION
 from pqc.functions.optimizers import OPTIMIZERS
 from pqc.methods import TABLE as METHODS
 from pqc.methods import make
@@ -275,10 +275,16 @@ class OptimizerSection(Section):
 
 
 class Training(Section):
-    """The loss, the optimizer, and the batches."""
+    """The loss, the optimizer, and the batches.
+
+    Args:
+        normal_classes: train on rows of these classes only, with the input for the target; other classes are
+            anomalies to test with.
+    """
 
     loss: Annotated[str, _known(LOSSES, "loss")] = "cross-entropy"
     loss_options: dict[str, float] = {}
+    normal_classes: tuple[Annotated[int, Field(ge=0)], ...] = ()
     optimizer: OptimizerSection = OptimizerSection()
     learning_rate: LearningRate = 1e-3
     rates: dict[str, LearningRate] = {}
@@ -293,6 +299,12 @@ class Training(Section):
     def _loss_options_exist(self) -> Training:
         known = [attribute.name for attribute in LOSSES[self.loss].bodies()[0].attribute_proto]
         refuse_unknown(self.loss_options, known, f"'{self.loss}' has no option")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_reconstructs(self) -> Training:
+        if self.normal_classes and self.loss not in RECONSTRUCTION:
+            raise ValueError(f"normal_classes needs a loss of {', '.join(RECONSTRUCTION)}, not {self.loss}")
         return self
 
 

@@ -106,11 +106,11 @@ def _change(ends: tuple[float, float]) -> str:
 
 def say_summary(summary: dict[str, Any], out: Path) -> None:
     """What a run found, on standard error."""
-    name = summary["metric"]
-    table = Table("model", name)
+    names = list(summary["float"])
+    table = Table("model", *names)
     for key in ("float", "trained", "clean", "hls"):
         if summary.get(key):
-            table.add_row(key, f"{summary[key][name]:.4f}")
+            table.add_row(key, *(f"{summary[key][name]:.4f}" for name in names))
     ERRORS.print(table)
     ERRORS.print(f"{100 * summary['keep_ratio']:.2f} % of the weights remain, {number(summary['ebops'])} EBOPs")
     same = "equal bit for bit" if summary["clean_equals_trained"] else "DIFFERENT"

@@ -130,6 +130,9 @@ LOSSES: dict[str, Operator] = {
     "huber": Operator(Huber, HuberGrad, _ARGUMENTS),
 }
 
+RECONSTRUCTION = ("mse", "l1", "huber")
+"""What may hold an output against the input."""
+
 DISTILLATION: dict[str, Operator] = {
     "kl": Operator(Divergence, DivergenceGrad, ("GO(0)", "O(1)", "O(2)")),
     "mse": LOSSES["mse"],

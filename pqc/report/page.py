@@ -72,8 +72,8 @@ def write(
         history: a record for each epoch; may be empty.
         weights: each layer's weight as it acts in the clean model: masked and quantized.
         float_weights: the float model's.
-        target: [rows] class numbers, or values, for which there are no ROC curves.
-        scores: [rows, classes] logits or probabilities of the models `float` and `clean`.
+        target: [rows] class numbers, marks, or values, for which there are no ROC curves.
+        scores: [rows, classes] logits, probabilities or anomaly scores of the models `float` and `clean`.
         class_names: names of the classes, in order.
 
     Raises:
@@ -87,7 +87,7 @@ def write(
         _training(summary, history),
         _front(summary),
         _weights(weights, float_weights),
-        "" if summary.get("metric") == "negative_mse" else _roc(target, scores, class_names),
+        "" if summary.get("metric") == "negative_mse" and target.dtype != bool else _roc(target, scores, class_names),
         sections.precisions(summary),
         markup.section("What is compared", sections.head(summary)),
         sections.passes(summary),

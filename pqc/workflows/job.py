@@ -22,7 +22,7 @@ from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
 from pqc.training.front import FOLDER, Front
 from pqc.training.trainer import CHECKPOINT, Progress, Trainer
-from pqc.workflows import front
+from pqc.workflows import anomaly, front
 from pqc.workflows.checks import check_inputs, check_masks, check_outputs, labelled_by, outputs
 from pqc.workflows.compression import NORMALIZE, compress, finalize, is_cheap, teacher_of
 from pqc.workflows.environment import require_compiler, versions
@@ -128,16 +128,19 @@ class Job:
         where = data_path or source.data
         if where is None:
             raise DataError("there are no data to train on", hint="give --data; see docs/data.md for the formats")
-        labels = plan.training.loss == "cross-entropy"
+        labels, normal = plan.training.loss == "cross-entropy", plan.training.normal_classes
         dataset = data.load(
             where,
             model.graph,
             labels=labels,
             validation=plan.training.validation,
             seed=plan.training.seed,
-            needs_target=plan.trains,
+            needs_target=plan.trains or bool(normal),
+            marks=bool(normal),
         )
         check_outputs(model, labels)
+        if normal:
+            dataset = anomaly.learn_normal(dataset, normal, model.graph)
         if not dataset.labelled:
             dataset = labelled_by(model, dataset, labels)
         return cls(source, plan, dataset, model, folder, options, listener, steps, teacher)
@@ -210,7 +213,21 @@ class Job:
         return self._metric(output, metrics.threshold(model.graph)), output
 
     def _metric(self, output: np.ndarray, threshold: float = 0.0) -> float:
-        return metrics.metric(self.plan.training.loss, output, self.data.test.target[self.data.test.rows], threshold)
+        """The metric of `output` [test rows, ...], on the normal rows where some are anomalies."""
+        target, anomalous = self._target(), self.data.anomalous
+        rows = slice(None) if anomalous is None else ~anomalous
+        return metrics.metric(self.plan.training.loss, output[rows], target[rows], threshold)
+
+    def _scores(self, metric: float, output: np.ndarray) -> dict[str, float]:
+        """All that is measured of a model, by name."""
+        found, anomalous = {metrics.metric_name(self.plan.training.loss): metric}, self.data.anomalous
+        if anomalous is not None:
+            found |= {name: measure(output, self._target(), anomalous) for name, measure in anomaly.MEASURES.items()}
+        return found
+
+    def _target(self) -> np.ndarray:
+        target: np.ndarray = self.data.test.target[self.data.test.rows]
+        return target
 
     def summary(self, trained: ir.Model, clean: ir.Model) -> dict[str, Any]:
         """What the run found, but for the firmware."""
@@ -224,7 +241,7 @@ class Job:
             "data": self.data.source,
             "metric": name,
             "labels": "data" if self.data.labelled else "the float model",
-            **{key: {name: value} for key, (value, _) in found.items()},
+            **{key: self._scores(*results) for key, results in found.items()},
             "distilled": self._distilled(name),
             "clean_equals_trained": bool(np.array_equal(found["trained"][1], found["clean"][1])),
             "test_rows": len(self.data.test),
@@ -269,7 +286,7 @@ class Job:
                 io_type=self.options.io_type,
             )
         return {
-            metrics.metric_name(self.plan.training.loss): self._metric(result.outputs),
+            **self._scores(self._metric(result.outputs), result.outputs),
             **record(result, self.options.backend, self.options.io_type),
         }
 
@@ -278,13 +295,18 @@ class Job:
         from pqc.report import page
 
         files.write_text(self.folder / "summary.json", json.dumps(summary, indent=2))
+        target, names = self._target(), self.source.classes
+        scores = {name: outputs(one, self.data.test) for name, one in (("float", self.model), ("clean", clean))}
+        if self.data.anomalous is not None:
+            scores = {name: anomaly.errors(output, target)[:, None] for name, output in scores.items()}
+            target, names = self.data.anomalous, ("anomaly",)
         page.write(
             self.folder,
             summary,
             self.history,
             weights=metrics.Probe(clean).effective({}),
             float_weights=metrics.Probe(self.model).effective({}),
-            target=self.data.test.target[self.data.test.rows],
-            scores={"float": outputs(self.model, self.data.test), "clean": outputs(clean, self.data.test)},
-            class_names=self.source.classes,
+            target=target,
+            scores=scores,
+            class_names=names,
         )
