@@ -32,7 +32,12 @@ def main(out: Path, train: int, test: int, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for split, count in zip(SPLITS, (train, test), strict=True):
         save_arrays(out / f"{split}.npz", **sample(split, count, seed))
-    record = {"targets": list(TARGETS), "scales": list(SCALES), "clusters": {"train": train, "test": test}, "seed": seed}
+    record = {
+        "targets": list(TARGETS),
+        "scales": list(SCALES),
+        "clusters": {"train": train, "test": test},
+        "seed": seed,
+    }
     record |= {"sensor": asdict(SENSOR), "beam": asdict(BEAM), "ionization": asdict(IONIZATION)}
     record |= {"mobility_um2_per_v_ns": mobility(SENSOR), "lorentz_slope": lorentz_slope(SENSOR)}
     text = json.dumps(record, indent=2) + "\n"

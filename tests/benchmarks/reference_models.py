@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parents[2]
-BEGIN, END = "<!-- reference models: written by tests/benchmarks/reference_models.py -->", "<!-- end of reference models -->"
+BEGIN, END = (
+    "<!-- reference models: written by tests/benchmarks/reference_models.py -->",
+    "<!-- end of reference models -->",
+)
 OUT = HERE / "build" / "reference-models"
 
 
