@@ -46,7 +46,7 @@ TABLE = {
         ),
         ReferenceModel(
             name="smart_pixels",
-            description="Position and angles of a track, with their covariance, from one cluster of pixels: a small CNN",
+            description="Place and angles of a track, with their covariance, from one cluster of pixels: a small CNN",
             file="smart_pixels/smart_pixels.onnx",
             data="smart_pixels/data",
             schedule="smart-pixels",

@@ -104,8 +104,8 @@ def HuberGrad(dloss: FLOAT, prediction: FLOAT, target: FLOAT, delta: float = 1.0
 def GaussianLikelihood(prediction: FLOAT, target: FLOAT):
     """Negative logarithm of a Gaussian's density, averaged over the positions, with all covariances estimated.
 
-    The prediction [..., k + k (k + 1) / 2] is k means m and the lower triangle, row by row, of a matrix L whose diagonal
-    is stored as its logarithm; L' L is the inverse of the covariance. With z = L (t - m), the value is
+    The prediction [..., k + k (k + 1) / 2] is k means m and the lower triangle, row by row, of a matrix L whose
+    diagonal is stored as its logarithm; L' L is the inverse of the covariance. With z = L (t - m), the value is
     |z|²/2 - sum log L_ii + k/2 log 2 pi. The rest is there for the gradient: z for each entry of the triangle, the
     entries of L, and the differences t - m that they multiply.
     """
