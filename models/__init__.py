@@ -59,5 +59,12 @@ TABLE = {
             data="jet_tagger/data",
             schedule="autoencoder",
         ),
+        ReferenceModel(
+            name="smart_pixels",
+            description="Place and angles of a track, with their covariance, from one cluster of pixels: a small CNN",
+            file="smart_pixels/smart_pixels.onnx",
+            data="smart_pixels/data",
+            schedule="smart-pixels",
+        ),
     )
 }

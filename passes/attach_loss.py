@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from pqc import graph, layers, library
 from pqc.errors import PassError, UnsupportedError
-from pqc.functions.losses import LOSSES
+from pqc.functions.losses import LOSSES, target_dims
 from pqc.mask_nodes import Builder
 from pqc.mask_sites import masks
 from pqc.names import HEAD, LOSS, OUTPUTS, TARGET
@@ -57,9 +57,8 @@ class AttachLoss(Pass):
             raise UnsupportedError(
                 "the first output is not a float tensor of known rank", at=f"output '{prediction.name}'"
             )
-        labels = self.loss == "cross-entropy"
-        kind = ir.DataType.INT64 if labels else ir.DataType.FLOAT
-        target = ir.val(TARGET, kind, ir.Shape(shape.dims[:-1] if labels else shape.dims))
+        kind = ir.DataType.INT64 if self.loss == "cross-entropy" else ir.DataType.FLOAT
+        target = ir.val(TARGET, kind, ir.Shape(target_dims(self.loss, shape.dims)))
         main.inputs.append(target)
         domain, operator = LOSSES[self.loss].key
         attributes = self._attributes(domain, operator)

@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,7 @@ import onnx_ir as ir
 from pqc.errors import DataError
 
 Arrays = dict[str, np.ndarray]
+Dims = Sequence[Any]
 TARGETS = ("target", "y", "label", "labels")
 PARTS = ("train", "validation", "test")
 SUFFIXES = (".npz", ".h5", ".hdf5", ".parquet")
@@ -88,6 +90,7 @@ def load(
     seed: int = 0,
     needs_target: bool = True,
     marks: bool = False,
+    target_dims: Callable[[Dims], Dims] | None = None,
 ) -> Dataset:
     """Read the data at `path` for the graph `main`.
 
@@ -99,6 +102,7 @@ def load(
         seed: of that choice.
         needs_target: whether a missing target is an error; otherwise zeros stand for it.
         marks: the target holds one class number a row, whatever the graph gives out.
+        target_dims: the target's dimensions from the output's; by default, its own without the classes.
 
     Raises:
         DataError: a file is missing or broken, an array does not fit the graph, or holds NaN.
@@ -106,12 +110,14 @@ def load(
     path = Path(path)
     if not path.exists():
         raise DataError("no such data file or folder", at=str(path), hint="give --data, or a reference model by name")
+    output = main.outputs[0].shape
+    dims = None if output is None else _target_dims(output.dims, labels, target_dims)
     parts = _parts(path)
     arrays = {name: read(part) for name, part in parts.items()}
     labelled = all(set(TARGETS) & found.keys() for found in arrays.values())
     if not labelled and not needs_target:
-        arrays = {name: _with_target(found, main, labels) for name, found in arrays.items()}
-    splits = {name: _fit(arrays[name], part, main, labels, marks) for name, part in parts.items()}
+        arrays = {name: _with_target(found, dims or (), labels) for name, found in arrays.items()}
+    splits = {name: _fit(arrays[name], part, main, labels, dims, marks) for name, part in parts.items()}
     rng = np.random.default_rng(seed)
     if "train" not in splits:
         whole = splits["whole"]
@@ -128,10 +134,14 @@ def load(
     return Dataset(splits["train"], splits["validation"], splits["test"], str(path), labelled)
 
 
-def _with_target(arrays: Arrays, main: ir.Graph, labels: bool) -> Arrays:
+def _target_dims(dims: Dims, labels: bool, given: Callable[[Dims], Dims] | None) -> Dims:
+    """The target's dimensions but for the rows."""
+    wanted = given(dims) if given is not None else dims[:-1] if labels else dims
+    return wanted[1:]
+
+
+def _with_target(arrays: Arrays, dims: Dims, labels: bool) -> Arrays:
     """The arrays with zeros for their missing target."""
-    output = main.outputs[0].shape
-    dims = [] if output is None else output.dims[1:-1] if labels else output.dims[1:]
     rows = len(next(iter(arrays.values()), ()))
     shape = (rows, *(dim for dim in dims if isinstance(dim, int)))
     zeros = np.zeros(shape, np.int64 if labels else np.float32)
@@ -235,7 +245,7 @@ def _read_parquet(path: Path) -> Arrays:
     return arrays
 
 
-def _fit(arrays: Arrays, path: Path, main: ir.Graph, labels: bool, marks: bool) -> Split:
+def _fit(arrays: Arrays, path: Path, main: ir.Graph, labels: bool, dims: Dims | None, marks: bool) -> Split:
     name = next((name for name in TARGETS if name in arrays), None)
     if name is None:
         raise DataError(
@@ -252,7 +262,7 @@ def _fit(arrays: Arrays, path: Path, main: ir.Graph, labels: bool, marks: bool) 
     for label, array in inputs.items():
         if len(array) != len(target):
             raise DataError(f"'{label}' has {len(array)} rows, the target {len(target)}", at=str(path), hint="cut them")
-    found = _check_marks(target, path) if marks else _check_target(target, main, labels, path)
+    found = _check_marks(target, path) if marks else _check_target(target, main, labels, dims, path)
     return Split(inputs, found, np.arange(len(target)))
 
 
@@ -305,10 +315,9 @@ def _check_finite(name: str, array: np.ndarray, path: Path) -> None:
             raise DataError(f"'{name}' has NaN or infinity, first in row {row}", at=str(path), hint="clean the data")
 
 
-def _check_target(target: np.ndarray, main: ir.Graph, labels: bool, path: Path) -> np.ndarray:
-    """Class numbers [rows] for each position of the output, or numbers of the output's shape."""
-    output = main.outputs[0].shape
-    dims = () if output is None else output.dims[1:-1] if labels else output.dims[1:]
+def _check_target(target: np.ndarray, main: ir.Graph, labels: bool, given: Dims | None, path: Path) -> np.ndarray:
+    """Class numbers [rows] for each position of the output, or numbers of the wanted shape."""
+    output, dims = main.outputs[0].shape, given or ()
     fits = target.ndim == len(dims) + 1 and all(
         not isinstance(dim, int) or dim == size for dim, size in zip(dims, target.shape[1:], strict=True)
     )

@@ -18,7 +18,7 @@ def metric(loss: str, output: np.ndarray, target: np.ndarray, threshold: float =
 
     Args:
         loss: the loss that the model is trained with.
-        output: [rows, ...] logits, probabilities or predictions.
+        output: [rows, ...] logits, probabilities or predictions; where there are more than targets, values come first.
         target: [rows, ...] class numbers, zeros and ones, or values.
         threshold: where a binary decision flips; see `threshold`.
     """
@@ -26,7 +26,8 @@ def metric(loss: str, output: np.ndarray, target: np.ndarray, threshold: float =
         return float((output.argmax(axis=-1) == target).mean())
     if loss == "binary-cross-entropy":
         return float(((output > threshold) == (target > 0.5)).mean())
-    return -float(np.square(output.astype(np.float64) - target).mean())
+    values = output[..., : target.shape[-1]].astype(np.float64)
+    return -float(np.square(values - target).mean())
 
 
 def threshold(main: ir.Graph) -> float:

@@ -232,6 +232,28 @@ def huber(pred: ArrayLike, target: ArrayLike, delta: float = 1.0) -> tuple[float
     return float(value.mean()), np.clip(d, -delta, delta) / p.size
 
 
+def gaussian(pred: ArrayLike, target: ArrayLike) -> tuple[float, FloatArray]:
+    """Mean over the rows of -log N(t; m, C) for predictions (N, k + k (k + 1) / 2) and targets (N, k).
+
+    C is the inverse of L' L; the prediction is m and the lower triangle of L row by row, log L_ii on its diagonal. The
+    density comes from C, its determinant and its inverse, and the gradient from central differences.
+    """
+    p, t = _float64(pred), _float64(target)
+    k = t.shape[-1]
+    rows, columns = np.tril_indices(k)
+
+    def value(p: FloatArray) -> float:
+        factor = np.zeros((len(p), k, k))
+        factor[:, rows, columns] = np.where(rows == columns, np.exp(p[:, k:]), p[:, k:])
+        covariance = np.linalg.inv(factor.transpose(0, 2, 1) @ factor)
+        error = t - p[:, :k]
+        distance = np.einsum("ni,nij,nj->n", error, np.linalg.inv(covariance), error)
+        logarithms = np.log(np.linalg.det(covariance))
+        return float(0.5 * (distance + logarithms + k * np.log(2 * np.pi)).mean())
+
+    return value(p), finite_difference(value, p, 1e-5)
+
+
 def _same_shape(a: ArrayLike, b: ArrayLike) -> tuple[FloatArray, FloatArray]:
     a, b = _float64(a), _float64(b)
     if a.shape != b.shape:

@@ -5,6 +5,10 @@ Every loss is a mean: over the positions for `CrossEntropy` and `Divergence`, ov
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from onnxscript import FLOAT, INT64, script
 from onnxscript import opset21 as op
 
@@ -97,6 +101,47 @@ def HuberGrad(dloss: FLOAT, prediction: FLOAT, target: FLOAT, delta: float = 1.0
 
 
 @script(LOSS, default_opset=op)
+def GaussianLikelihood(prediction: FLOAT, target: FLOAT):
+    """Negative logarithm of a Gaussian's density, averaged over the positions, with all covariances estimated.
+
+    The prediction [..., k + k (k + 1) / 2] is k means m and the lower triangle, row by row, of a matrix L whose
+    diagonal is stored as its logarithm; L' L is the inverse of the covariance. With z = L (t - m), the value is
+    |z|²/2 - sum log L_ii + k/2 log 2 pi. The rest is there for the gradient: z for each entry of the triangle, the
+    entries of L, and the differences t - m that they multiply.
+    """
+    count = op.Shape(target, start=-1)
+    last = op.Constant(value_ints=[-1])
+    means = op.Slice(prediction, op.Constant(value_ints=[0]), count, last)
+    stored = op.Slice(prediction, count, op.Shape(prediction, start=-1), last)
+    identity = op.EyeLike(op.Expand(0.0, op.Concat(count, count, axis=0)))
+    triangle = op.NonZero(op.Trilu(op.Expand(1.0, op.Concat(count, count, axis=0)), upper=0))
+    of_row = op.Gather(identity, op.Gather(triangle, 0, axis=0), axis=0)
+    of_column = op.Gather(identity, op.Gather(triangle, 1, axis=0), axis=0)
+    diagonal = op.ReduceSum(of_row * of_column, last, keepdims=0)
+    entries = op.Where(diagonal > 0.5, op.Exp(stored), stored)
+    differences = op.Gather(target - means, op.Gather(triangle, 1, axis=0), axis=-1)
+    z = op.MatMul(entries * differences, of_row)
+    positions = op.Cast(op.ReduceProd(op.Shape(target, end=-1), keepdims=0), to=1)
+    total = 0.5 * op.ReduceSum(z * z, keepdims=0) - op.ReduceSum(stored * diagonal, keepdims=0)
+    constant = op.Cast(op.Squeeze(count), to=1) * 0.9189385332046727
+    return total / positions + constant, op.MatMul(z, op.Transpose(of_row)), entries, differences
+
+
+@script(GRADIENT, default_opset=op)
+def GaussianLikelihoodGrad(dloss: FLOAT, target: FLOAT, z: FLOAT, entries: FLOAT, differences: FLOAT) -> FLOAT:
+    """dloss / positions * (-L' z for the means; z (t - m)', times L_ii and less one on the diagonal, for L)."""
+    count = op.Shape(target, start=-1)
+    triangle = op.NonZero(op.Trilu(op.Expand(1.0, op.Concat(count, count, axis=0)), upper=0))
+    rows, columns = op.Gather(triangle, 0, axis=0), op.Gather(triangle, 1, axis=0)
+    identity = op.EyeLike(op.Expand(0.0, op.Concat(count, count, axis=0)))
+    of_means = op.Neg(op.MatMul(z * entries, op.Gather(identity, columns, axis=0)))
+    products = z * differences
+    of_factor = op.Where(op.Equal(rows, columns), products * entries - 1.0, products)
+    positions = op.Cast(op.ReduceProd(op.Shape(target, end=-1), keepdims=0), to=1)
+    return op.Concat(of_means, of_factor, axis=-1) * (dloss / positions)
+
+
+@script(LOSS, default_opset=op)
 def Divergence(logits: FLOAT, teacher: FLOAT, temperature: float = 1.0):
     """T² KL(softmax(teacher / T) || softmax(logits / T)) of logits [..., classes].
 
@@ -128,10 +173,34 @@ LOSSES: dict[str, Operator] = {
     "mse": Operator(MeanSquaredError, MeanSquaredErrorGrad, _ARGUMENTS),
     "l1": Operator(MeanAbsoluteError, MeanAbsoluteErrorGrad, _ARGUMENTS),
     "huber": Operator(Huber, HuberGrad, _ARGUMENTS),
+    "gaussian": Operator(GaussianLikelihood, GaussianLikelihoodGrad, ("GO(0)", "I(1)", "O(1)", "O(2)", "O(3)")),
 }
 
 RECONSTRUCTION = ("mse", "l1", "huber")
 """What may hold an output against the input."""
+
+Dims = Sequence[Any]
+
+
+def _labels(dims: Dims) -> Dims:
+    return dims[:-1]
+
+
+def _means(dims: Dims) -> Dims:
+    """k of the k + k (k + 1) / 2 outputs."""
+    if not dims or not isinstance(dims[-1], int):
+        return dims
+    return (*dims[:-1], (math.isqrt(9 + 8 * dims[-1]) - 3) // 2)
+
+
+TARGET_DIMS: dict[str, Callable[[Dims], Dims]] = {"cross-entropy": _labels, "gaussian": _means}
+"""The target's dimensions from the output's, where they are not the same."""
+
+
+def target_dims(loss: str, dims: Dims) -> Dims:
+    """The dimensions of the target of `loss` for an output of `dims`."""
+    return TARGET_DIMS[loss](dims) if loss in TARGET_DIMS else dims
+
 
 DISTILLATION: dict[str, Operator] = {
     "kl": Operator(Divergence, DivergenceGrad, ("GO(0)", "O(1)", "O(2)")),

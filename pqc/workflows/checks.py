@@ -70,7 +70,7 @@ def labelled_by(model: ir.Model, dataset: Dataset, labels: bool) -> Dataset:
     def answered(split: Split) -> Split:
         found = outputs(model, split)
         inputs, _ = split.all()
-        target = found.argmax(axis=-1).astype(np.int64) if labels else found
+        target = found.argmax(axis=-1).astype(np.int64) if labels else found[..., : split.target.shape[-1]]
         return Split(inputs, target, np.arange(len(target)))
 
     train, validation, test = (answered(split) for split in (dataset.train, dataset.validation, dataset.test))

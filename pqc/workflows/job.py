@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from pqc import data, engine, files, graph, metrics, pipeline
 from pqc.conventions import DEFAULT
 from pqc.data import Dataset
 from pqc.errors import DataError
+from pqc.functions.losses import target_dims
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
 from pqc.training.front import FOLDER, Front
@@ -137,6 +139,7 @@ class Job:
             seed=plan.training.seed,
             needs_target=plan.trains or bool(normal),
             marks=bool(normal),
+            target_dims=partial(target_dims, plan.training.loss),
         )
         check_outputs(model, labels)
         if normal:
