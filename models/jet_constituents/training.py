@@ -81,8 +81,9 @@ def export(model: "torch.nn.Module", out: Path) -> None:
     softmax = model.register_forward_hook(lambda _module, _inputs, logits: logits.softmax(dim=1))
     temporary = out.with_name(out.name + ".tmp")
     with warnings.catch_warnings():
-        # The TorchScript exporter is deprecated, but it keeps the parameters' names as they are.
-        warnings.simplefilter("ignore", DeprecationWarning)
+        # The TorchScript exporter is deprecated, but it keeps the parameters' names as they are. It also warns that
+        # folding constants may change parameters; nothing here computes with parameters alone.
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
             (torch.zeros(2, *SHAPE),),

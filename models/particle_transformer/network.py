@@ -111,40 +111,42 @@ class PairFeatures(nn.Module):
 
 
 class Attention(nn.Module):
-    """Several heads of attention; the scores take a bias."""
+    """Several heads of attention from `queries` to `keys` places, which are fixed; the scores take a bias."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, queries: int, keys: int) -> None:
         super().__init__()
-        self.heads, self.width = heads, width
+        self.heads, self.width, self.queries, self.keys = heads, width, queries, keys
         self.query, self.key, self.value, self.out = (Dense(width, width) for _ in range(4))
 
     def forward(self, x: Tensor, read: Tensor, bias: Tensor) -> Tensor:
         """What each of x (N, T, width) reads from (N, S, width), with bias (N, 1 or heads, 1 or T, S)."""
-        query, key, value = self.split(self.query(x)), self.split(self.key(read)), self.split(self.value(read))
+        query = self.split(self.query(x), self.queries)
+        key, value = self.split(self.key(read), self.keys), self.split(self.value(read), self.keys)
         scores = query @ key.transpose(2, 3) * (self.width // self.heads) ** -0.5 + bias
-        context = (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(-1, x.shape[1], self.width)
+        context = (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(-1, self.queries, self.width)
         result: Tensor = self.out(context)
         return result
 
-    def split(self, x: Tensor) -> Tensor:
-        """(N, T, width) to (N, heads, T, width / heads)."""
-        return x.reshape(-1, x.shape[1], self.heads, self.width // self.heads).transpose(1, 2)
+    def split(self, x: Tensor, places: int) -> Tensor:
+        """(N, places, width) to (N, heads, places, width / heads)."""
+        return x.reshape(-1, places, self.heads, self.width // self.heads).transpose(1, 2)
 
 
 class Block(nn.Module):
     """Attention and a dense network of two layers, each normalized before and inside, each added to what came in."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, queries: int, keys: int) -> None:
         super().__init__()
+        self.queries = queries
         self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, queries, keys)
         self.wide1, self.wide2 = Dense(width, 4 * width), Dense(4 * width, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(4 * width)
 
     def forward(self, x: Tensor, bias: Tensor, others: Tensor | None = None) -> Tensor:
         """x (N, T, width) after it has read itself and, where given, others (N, S, width)."""
         read = self.before(x if others is None else torch.cat((x, others), dim=1))
-        x = x + self.after(self.attention(read[:, : x.shape[1]], read, bias))
+        x = x + self.after(self.attention(read[:, : self.queries], read, bias))
         return x + self.wide2(self.norm2(nn.functional.gelu(self.wide1(self.norm1(x)))))
 
 
@@ -158,14 +160,14 @@ class ParticleTransformer(nn.Module):
 
     def __init__(self, sizes: Sizes, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        width = sizes.embedding[-1]
+        width = self.width = sizes.embedding[-1]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise((len(FEATURES), *sizes.embedding)):
             layers += [Dense(inputs, outputs), nn.GELU(), nn.LayerNorm(outputs)]
         self.embedding = nn.Sequential(*layers)
         self.pairs = Pairs(sizes, mean, std)
-        self.blocks = nn.ModuleList(Block(width, sizes.heads) for _ in range(sizes.blocks))
-        self.class_blocks = nn.ModuleList(Block(width, sizes.heads) for _ in range(sizes.class_blocks))
+        self.blocks = nn.ModuleList(Block(width, sizes.heads, PARTICLES, PARTICLES) for _ in range(sizes.blocks))
+        self.class_blocks = nn.ModuleList(Block(width, sizes.heads, 1, PARTICLES + 1) for _ in range(sizes.class_blocks))
         self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.norm = nn.LayerNorm(width)
         self.head = Dense(width, 5)
@@ -182,7 +184,7 @@ class ParticleTransformer(nn.Module):
         token = self.token.expand(x.shape[0], -1, -1)
         for block in self.class_blocks:
             token = block(token, padding, particles)
-        logits: Tensor = self.head(self.norm(token).reshape(-1, token.shape[2]))
+        logits: Tensor = self.head(self.norm(token).reshape(-1, self.width))
         return logits
 
 
