@@ -42,7 +42,7 @@ class Sizes:
     heads: int
 
 
-SMALL = Sizes(embedding=(32, 32), pairs=(16, 16), blocks=2, class_blocks=1, heads=2)
+SMALL = Sizes(embedding=(16, 16), pairs=(8,), blocks=2, class_blocks=1, heads=2)
 PUBLISHED = Sizes(embedding=(128, 512, 128), pairs=(64, 64, 64), blocks=8, class_blocks=2, heads=8)
 
 
