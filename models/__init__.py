@@ -62,13 +62,5 @@ TABLE = {
             schedule="mlp-mixer",
             classes=JET_CLASSES,
         ),
-        ReferenceModel(
-            name="particle_transformer",
-            description="Five classes of jets from 32 particles: attention biased by what pairs have in common",
-            file="particle_transformer/particle_transformer.onnx",
-            data="jet_constituents/data",
-            schedule="particle-transformer",
-            classes=JET_CLASSES,
-        ),
     )
 }

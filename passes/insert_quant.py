@@ -33,8 +33,8 @@ class InsertQuant(Pass):
     results, the logits where a softmax or sigmoid ends it. Words after the type say more, as in
     1,0,7/per_channel/SAT_SYM/RND; what QONNX cannot say becomes FixedQuant. `layers` is JSON: types by pattern and by
     weight, bias, input or output.
-    Leaves layers that match `exclude`, other nodes by their own names, and what has a quantizer already. The quantizer of an activation goes
-    before operators that only move values, and one serves all readers.
+    Leaves layers that match `exclude`, other nodes by their own names, and what has a quantizer already. The quantizer
+    of an activation goes before operators that only move values, and one serves all readers.
     """
 
     title: ClassVar[str] = "insert-quant"

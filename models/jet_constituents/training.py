@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 
 from pqc.models.jet_constituents.generate import FEATURES, PARTICLES
 from pqc.models.jet_tagger.export import accuracy, load_split, require_packages
@@ -25,7 +24,10 @@ def export_command(build: Callable[[], "torch.nn.Module"], file: Path, *, epochs
 
     @click.command(help=f"Train the network in float32, print its accuracies, and export it to {file.name}.")
     @click.option(
-        "--data", type=click.Path(exists=True, file_okay=False, path_type=Path), default=DATA, help="Folder of the splits."
+        "--data",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        default=DATA,
+        help="Folder of the splits.",
     )
     @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=file, help="File to write.")
     @click.option("--epochs", type=click.IntRange(1), default=epochs, show_default=True)

@@ -12,7 +12,7 @@ from pqc.models.jet_constituents.training import SHAPE, export_command
 if TYPE_CHECKING:
     import torch
 
-WIDTH = 16
+WIDTH, HIDDEN = 16, 32
 BLOCKS = 2
 
 
@@ -34,16 +34,17 @@ def build_model() -> "torch.nn.Module":
 
         def __init__(self) -> None:
             super().__init__()
-            self.particles1, self.particles2 = dense(PARTICLES, WIDTH, relu=True), dense(WIDTH, PARTICLES, relu=False)
-            self.features1, self.features2 = dense(WIDTH, WIDTH, relu=True), dense(WIDTH, WIDTH, relu=False)
+            self.particles1, self.particles2 = dense(PARTICLES, HIDDEN, relu=True), dense(HIDDEN, PARTICLES, relu=False)
+            self.features1, self.features2 = dense(WIDTH, HIDDEN, relu=True), dense(HIDDEN, WIDTH, relu=False)
 
         def forward(self, x: "torch.Tensor") -> "torch.Tensor":
             mixed = x + self.particles2(self.particles1(x.transpose(1, 3))).transpose(1, 3)
             return mixed + self.features2(self.features1(mixed))
 
-    blocks = (Mixer() for _ in range(BLOCKS))
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 5))
-    return nn.Sequential(dense(SHAPE[0], WIDTH, relu=True), *blocks, *head)
+    embedding = (dense(SHAPE[0], HIDDEN, relu=True), dense(HIDDEN, WIDTH, relu=True))
+    pooled = (dense(WIDTH, HIDDEN, relu=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    head = (nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 5))
+    return nn.Sequential(*embedding, *(Mixer() for _ in range(BLOCKS)), *pooled, *head)
 
 
 main = export_command(build_model, Path(__file__).parent / "mlp_mixer.onnx", epochs=40, rate=4e-3)

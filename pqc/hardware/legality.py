@@ -316,7 +316,9 @@ STREAM_RULES: tuple[Rule, ...] = (
         is_quant,
         rules.many_types,
     ),
-    Rule("stream-transpose", "pqc has not checked it in streams", "use io_parallel", _on("Transpose"), rules.transposes),
+    Rule(
+        "stream-transpose", "pqc has not checked it in streams", "use io_parallel", _on("Transpose"), rules.transposes
+    ),
     Rule(
         "stream-pool",
         "hls4ml's streaming pools take windows side by side only",
