@@ -33,6 +33,8 @@ class ReferenceModel:
         return Path(str(resources.files("pqc.models") / self.data))
 
 
+JET_CLASSES = ("gluon", "light quark", "W", "Z", "top")
+
 TABLE = {
     model.name: model
     for model in (
@@ -42,7 +44,23 @@ TABLE = {
             file="jet_tagger/jet_tagger.onnx",
             data="jet_tagger/data",
             schedule="cs-demo",
-            classes=("gluon", "light quark", "W", "Z", "top"),
+            classes=JET_CLASSES,
+        ),
+        ReferenceModel(
+            name="deep_sets",
+            description="Five classes of jets from 32 particles in any order: dense per particle, mean, dense",
+            file="deep_sets/deep_sets.onnx",
+            data="jet_constituents/data",
+            schedule="deep-sets",
+            classes=JET_CLASSES,
+        ),
+        ReferenceModel(
+            name="mlp_mixer",
+            description="Five classes of jets from 32 particles: dense over particles and over features in turn",
+            file="mlp_mixer/mlp_mixer.onnx",
+            data="jet_constituents/data",
+            schedule="mlp-mixer",
+            classes=JET_CLASSES,
         ),
         ReferenceModel(
             name="resnet20",

@@ -49,17 +49,19 @@ class ExpandLayerNorm(Pass):
     meaning: ClassVar[Meaning] = close(1e-5)
 
     def rewrite(self, model: ir.Model) -> int:
-        found = list(_norms(model.graph))
-        for norm in found:
+        found = 0
+        for norm in _norms(model.graph):
             _expand(model.graph, norm)
+            found += 1
         if found:
             graph.remove_unused(model.graph)
             infer_shapes(model)
-        return len(found)
+        return found
 
 
 def _norms(main: ir.Graph) -> Iterator[Norm]:
-    for node in main:
+    """One after the other, since what one gives may be what the next reads."""
+    for node in list(main):
         if node.domain or BLOCK in node.metadata_props:
             continue
         norm = _operator(node) if node.op_type == "LayerNormalization" else _decomposed(node)
@@ -165,5 +167,6 @@ def _expand(main: ir.Graph, norm: Norm) -> None:
     for operator, constant, role in (("Mul", norm.gain, GAIN), ("Add", norm.shift, SHIFT)):
         if constant is not None:
             result = write.add(operator, [result, constant], role, trains=role)
+    result.shape = norm.x.shape
     graph.replace(norm.node.outputs[0], result)
     main.remove(norm.node, safe=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -32,8 +33,8 @@ class InsertQuant(Pass):
     results, the logits where a softmax or sigmoid ends it. Words after the type say more, as in
     1,0,7/per_channel/SAT_SYM/RND; what QONNX cannot say becomes FixedQuant. `layers` is JSON: types by pattern and by
     weight, bias, input or output.
-    Leaves layers that match `exclude`, and what has a quantizer already. The quantizer of an activation goes
-    before operators that only move values, and one serves all readers.
+    Leaves layers that match `exclude`, other nodes by their own names, and what has a quantizer already. The quantizer
+    of an activation goes before operators that only move values, and one serves all readers.
     """
 
     title: ClassVar[str] = "insert-quant"
@@ -64,9 +65,11 @@ class InsertQuant(Pass):
         found, written = layers.layers(main), blocks(main)
         both: list[layers.Layer | Block] = [*found, *written]
         overrides = layer_quantizers.read(self.layers)
-        layers.check_patterns(both, (*self.exclude, *overrides))
+        others = {pattern: _named(main, pattern) for pattern in self.exclude}
+        layers.check_patterns(both, (*(pattern for pattern in self.exclude if not others[pattern]), *overrides))
         _refuse_branches(main)
         excluded = {layer.node for layer in found if layer.excluded(self.exclude)}
+        excluded |= {node for nodes in others.values() for node in nodes}
         excluded |= {node for block in written if block.excluded(self.exclude) for node in block.nodes}
         own = {one.node: layer_quantizers.own(one, overrides) for one in both}
         shared = layer_quantizers.entering(both, excluded, own, self.inputs)
@@ -106,6 +109,11 @@ class InsertQuant(Pass):
         for name, kind in {"weight": self.weights, "bias": self.biases, **own}.items():
             if name in ("weight", "bias") and name in block.parts and kind is not None:
                 yield from _unquantized(block.parts[name], kind.changed({"granularity": PER_TENSOR}), seen)
+
+
+def _named(main: ir.Graph, pattern: str) -> list[ir.Node]:
+    """The nodes whose own names match, layers or not."""
+    return [node for node in main if fnmatchcase(node.name or "", pattern)]
 
 
 def _refuse_branches(main: ir.Graph) -> None:

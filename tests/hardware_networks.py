@@ -158,6 +158,25 @@ def sequence() -> ir.Model:
     return net.model(net.dense(net.op("Flatten", x), 48, 3))
 
 
+def mixer() -> ir.Model:
+    """Dense layers over particles, between transposes, and over features, each added to what came in."""
+    net = Network(3, 1, 6)
+    x = net.relu(net.conv(net.quant(net.x, 8, 4), (4, 3, 1, 1)))
+    turned = net.op("Transpose", x, perm=[0, 3, 2, 1])
+    mixed = net.quant(net.conv(net.relu(net.conv(turned, (5, 6, 1, 1))), (6, 5, 1, 1)), 8, 4)
+    x = net.quant(net.op("Add", net.op("Transpose", mixed, perm=[0, 3, 2, 1]), x), 8, 4)
+    x = net.op("GlobalAveragePool", x)
+    return net.model(net.dense(net.op("Flatten", net.quant(x, 8, 5)), 4, 3))
+
+
+def rotated() -> ir.Model:
+    """Transposes that are not their own inverse, of three axes and of two, and one that ends the network."""
+    net = Network(2, 3, 4)
+    x = net.op("Transpose", net.quant(net.x, 8, 4), perm=[0, 3, 1, 2])
+    x = net.relu(net.conv(x, (5, 4, 1, 1)))
+    return net.model(net.op("Transpose", x, perm=[0, 2, 3, 1]))
+
+
 def two_outputs() -> ir.Model:
     """Two outputs whose order is not that of the nodes, the second one an image."""
     net = Network(2, 5, 5)
@@ -203,4 +222,6 @@ NETWORKS: dict[str, Callable[[], ir.Model]] = {
     "sequence": sequence,
     "two_outputs": two_outputs,
     "odd": odd,
+    "mixer": mixer,
+    "rotated": rotated,
 }

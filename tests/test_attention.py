@@ -185,6 +185,19 @@ def test_a_shift_that_is_a_bias_too_is_trained_once() -> None:
     assert [name for name, _, _ in layout(model)] == ["fc.weight", "eye.weight", "fc.bias", "gain"]
 
 
+def test_a_normalization_right_behind_another_is_written_out_too(rng: np.random.Generator) -> None:
+    text = (
+        "(float[n,4] x) => (float[n,4] y) { a = LayerNormalization (x, gain, shift) "
+        "b = LayerNormalization (a, gain, shift) y = MatMul (b, eye__weight) }"
+    )
+    model = onnx_model(text, gain=rng.uniform(0.5, 1.5, 4), shift=rng.normal(0, 1, 4), eye__weight=np.eye(4))
+    x = rng.normal(0, 1, (10, 4)).astype(np.float32)
+    expected = engine.evaluate(model, {"x": x})["y"]
+    pipeline.run(model, EXPAND)
+    assert "LayerNormalization" not in {node.op_type for node in model.graph}
+    np.testing.assert_allclose(engine.evaluate(model, {"x": x})["y"], expected, rtol=0, atol=2e-6)
+
+
 def test_several_axes_are_normalized_together(rng: np.random.Generator) -> None:
     before = NORM.replace("0.01", "0.01, axis: int = 1")
     gain, shift = rng.uniform(0.5, 1.5, (3, 8)), rng.normal(0, 0.3, (3, 8))

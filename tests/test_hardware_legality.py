@@ -315,6 +315,17 @@ CASES: list[tuple[str, ir.Model, str]] = [
         "hint: fold it into the weights or the bias of the layer before",
     ),
     (
+        "transpose-batch",
+        image(lambda net, x: net.op("Transpose", x, perm=[1, 0, 2, 3])),
+        "Transpose 'transpose1': axes [1, 0, 2, 3]: hls4ml leaves the batch where it is\nhint: keep the batch first",
+    ),
+    (
+        "transpose-flatten",
+        image(lambda net, x: net.op("Flatten", net.op("Transpose", x, perm=[0, 3, 1, 2]), axis=1)),
+        "Flatten 'flatten2': the result of a Transpose: hls4ml stops at it\n"
+        "hint: flatten before, or put a layer between",
+    ),
+    (
         "flatten-axis",
         image(lambda net, x: net.op("Flatten", x, axis=2)),
         "Flatten 'flatten1': axis 2: hls4ml flattens all but the batch\nhint: use axis 1",
@@ -342,6 +353,16 @@ def test_overlapping_pools_do_not_stream() -> None:
     assert str(caught.value) == (
         "MaxPool 'maxpool1': kernel [2, 2] with strides [1, 1]: "
         "hls4ml's streaming pools take windows side by side only\nhint: use io_parallel"
+    )
+
+
+def test_transposes_do_not_stream() -> None:
+    model = image(lambda net, x: net.op("Transpose", x, perm=[0, 2, 3, 1]))
+    check(model, "io_parallel")
+    with pytest.raises(UnsupportedError) as caught:
+        check(model, "io_stream")
+    assert str(caught.value) == (
+        "Transpose 'transpose1': a Transpose: pqc has not checked it in streams\nhint: use io_parallel"
     )
 
 
@@ -397,7 +418,7 @@ def test_many_types_are_refused_before_they_are_learned(
 
 
 def test_every_rule_has_a_case() -> None:
-    tested = {name for name, _, _ in CASES} | {"quant-computed", "stream-pool", "stream-types"}
+    tested = {name for name, _, _ in CASES} | {"quant-computed", "stream-pool", "stream-transpose", "stream-types"}
     assert tested == {rule.name for rule in RULES + STREAM_RULES}
     assert len({rule.name for rule in RULES}) == len(RULES)
 

@@ -466,6 +466,32 @@ def test_insert_quant_leaves_excluded_layers_alone() -> None:
     )
 
 
+def test_insert_quant_leaves_excluded_nodes_alone_by_their_names() -> None:
+    assert_becomes(
+        "(float[n,2] x) => (float[n,2] y) { a_ready = Mul (x, x) b_ready = Log (a_ready) y = MatMul (b_ready, fc__weight) }",
+        "insert-quant{weights=none exclude=*_ready}",
+        """
+        (float[n,2] x) => (float[n,2] y)
+        a_ready = Mul (x, x)
+        b_ready = Log (a_ready)
+        b_ready.quantized = Quant<0,0,7> (b_ready)
+        y = MatMul (b_ready.quantized, fc.weight)""",
+        fc__weight=W,
+    )
+    assert_becomes(
+        "(float[n,2] x) => (float[n,2] y) { a = Mul (x, x) b = Log (a) y = MatMul (b, fc__weight) }",
+        "insert-quant{weights=none}",
+        """
+        (float[n,2] x) => (float[n,2] y)
+        x.quantized = Quant<0,0,7> (x)
+        a = Mul (x.quantized, x.quantized)
+        b = Log (a)
+        b.quantized = Quant<0,0,7> (b)
+        y = MatMul (b.quantized, fc.weight)""",
+        fc__weight=W,
+    )
+
+
 OUTPUT_QUANTIZED = """
 (float[n,2] x) => (float[n,2] y)
 y.quantized = MatMul (x, fc.weight)

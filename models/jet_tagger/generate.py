@@ -25,6 +25,8 @@ from .observables import FEATURES, Floats
 from .simulate import CLASSES, COMMON, DETECTOR, PROCESSES, SELECTION, simulate_jets
 
 Labels = NDArray[np.uint8]
+Simulate = Callable[[str, int, int], NDArray[Any]]
+"""What describes `count` jets of a class from a seed: (label, seed, count) to one row a jet."""
 
 PACKAGES = ("pythia8mc", "fastjet", "awkward", "numpy")
 SPLITS = ("train", "test")
@@ -59,10 +61,6 @@ class Part:
 def main(out: Path, train: int, test: int, seed: int, jobs: int) -> None:
     """Simulate --train and --test jets, a fifth of each class, and write them to --out."""
     require_packages()
-    for name, count in (("--train", train), ("--test", test)):
-        if count % len(CLASSES):
-            message = f"{count} is not a multiple of {len(CLASSES)}"
-            raise click.BadParameter(message, param_hint=name)
     parts = plan("train", train, seed) + plan("test", test, seed)
     directory = out / "parts"
     directory.mkdir(parents=True, exist_ok=True)
@@ -80,6 +78,9 @@ def require_packages() -> None:
 
 def plan(split: str, jets: int, seed: int) -> list[Part]:
     """Divide the jets of a split into parts, an equal number of every class."""
+    if jets % len(CLASSES):
+        message = f"{jets} is not a multiple of {len(CLASSES)}"
+        raise click.BadParameter(message, param_hint=f"--{split}")
     parts: list[Part] = []
     for place, label in enumerate(CLASSES):
         first = seed * 10_000 + SPLITS.index(split) * 5_000 + place * 1_000
@@ -90,7 +91,7 @@ def plan(split: str, jets: int, seed: int) -> list[Part]:
     return parts
 
 
-def simulate_parts(parts: list[Part], directory: Path, jobs: int) -> None:
+def simulate_parts(parts: list[Part], directory: Path, jobs: int, simulate: Simulate = simulate_jets) -> None:
     """Simulate the parts that `directory` lacks, in `jobs` processes, under a progress bar."""
     settings = json.dumps(describe_settings())
     missing = [part for part in parts if not _is_finished(part.path(directory), settings)]
@@ -102,7 +103,7 @@ def simulate_parts(parts: list[Part], directory: Path, jobs: int) -> None:
     ):
         done = sum(part.count for part in parts) - sum(part.count for part in missing)
         task = progress.add_task("jets", total=sum(part.count for part in parts), completed=done)
-        work = {pool.submit(simulate_part, part, directory, settings): part for part in missing}
+        work = {pool.submit(simulate_part, part, directory, settings, simulate): part for part in missing}
         try:
             for future in as_completed(work):
                 future.result()
@@ -113,9 +114,9 @@ def simulate_parts(parts: list[Part], directory: Path, jobs: int) -> None:
             raise
 
 
-def simulate_part(part: Part, directory: Path, settings: str) -> None:
+def simulate_part(part: Part, directory: Path, settings: str, simulate: Simulate) -> None:
     """Simulate one part and write it to `directory`, marked with the settings it was made with."""
-    jets = simulate_jets(part.label, part.seed, part.count)
+    jets = simulate(part.label, part.seed, part.count)
     save_arrays(part.path(directory), jets=jets, settings=np.array(settings))
 
 
@@ -128,32 +129,35 @@ def _is_finished(path: Path, settings: str) -> bool:
 
 def write_dataset(parts: list[Part], directory: Path, out: Path, seed: int) -> None:
     """Join the parts, standardize by the training jets, write the three files, drop the parts."""
-    train, train_labels = _join(parts, "train", directory, seed)
-    test, test_labels = _join(parts, "test", directory, seed)
+    train, train_labels = join(parts, "train", directory, seed)
+    test, test_labels = join(parts, "test", directory, seed)
     mean, std = train.mean(axis=0), train.std(axis=0)
 
     save_arrays(out / "train.npz", x=((train - mean) / std).astype(np.float16), y=train_labels)
     save_arrays(out / "test.npz", x=((test - mean) / std).astype(np.float16), y=test_labels)
-    record = {
-        "features": list(FEATURES),
-        "classes": list(CLASSES),
-        "mean": mean.tolist(),
-        "std": std.tolist(),
-        "jets": {"train": len(train), "test": len(test)},
-        "seed": seed,
-        "pythia_seeds": _seeds(parts),
-        **describe_settings(),
-    }
-    text = json.dumps(record, indent=2) + "\n"
+    record = {"features": list(FEATURES), "classes": list(CLASSES), "mean": mean.tolist(), "std": std.tolist()}
+    write_record(record, parts, out, seed)
+    drop_parts(parts, directory)
+
+
+def write_record(record: dict[str, Any], parts: list[Part], out: Path, seed: int) -> None:
+    """Write `standardization.json`: what is given, and all that sets the sample."""
+    counts = {split: sum(part.count for part in parts if part.split == split) for split in SPLITS}
+    full = {**record, "jets": counts, "seed": seed, "pythia_seeds": _seeds(parts), **describe_settings()}
+    text = json.dumps(full, indent=2) + "\n"
     write_atomically(out / "standardization.json", lambda file: file.write(text.encode()))
+
+
+def drop_parts(parts: list[Part], directory: Path) -> None:
+    """Remove the finished parts, now that the dataset holds them."""
     for part in parts:
         part.path(directory).unlink()
     if not any(directory.iterdir()):
         directory.rmdir()
 
 
-def _join(parts: list[Part], split: str, directory: Path, seed: int) -> tuple[Floats, Labels]:
-    """Return the jets (N, 16) and classes (N,) of a split, shuffled."""
+def join(parts: list[Part], split: str, directory: Path, seed: int) -> tuple[Floats, Labels]:
+    """Return the jets (N, ...) and classes (N,) of a split, shuffled."""
     chosen = [part for part in parts if part.split == split]
     jets = np.concatenate([np.load(part.path(directory))["jets"] for part in chosen])
     counts = [part.count for part in chosen]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -108,17 +109,20 @@ class Particles(Objects):
 
 
 def simulate_jets(label: str, seed: int, count: int) -> Floats:
-    """Simulate `count` jets of class `label`, (count, 16) in the order of `FEATURES`.
+    """Simulate `count` jets of class `label`, (count, 16) in the order of `FEATURES`."""
+    rows = [observables(jet, groomed) for jet, groomed in islice(jets(label, seed), count)]
+    return np.array(rows).reshape(count, len(FEATURES))
+
+
+def jets(label: str, seed: int) -> Iterator[tuple[Floats, Floats]]:
+    """Yield jets of class `label` without end, as (n, 4) constituents before and after grooming.
 
     `seed` (1 to 900,000,000, Pythia's range) fixes both the events and the detector's noise.
     """
     pythia = start_pythia(label, seed)
     noise = np.random.default_rng(seed)
-    rows: list[Floats] = []
-    while len(rows) < count:
-        objects = detect(generate(pythia, EVENTS_PER_BATCH), noise)
-        rows.extend(observables(jet, groomed) for jet, groomed in find_jets(objects))
-    return np.array(rows[:count]).reshape(count, len(FEATURES))
+    while True:
+        yield from find_jets(detect(generate(pythia, EVENTS_PER_BATCH), noise))
 
 
 def start_pythia(label: str, seed: int) -> Any:

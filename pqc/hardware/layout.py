@@ -1,8 +1,8 @@
 """Spell a checked graph the way hls4ml reads it: static shapes, plain names, channels last.
 
 hls4ml stores images as (height, width, channels). Only shapes and constants change here: an image keeps its nodes,
-a Conv gets its kernel as (filters, *kernel, channels), and the weights behind a Flatten get their rows in the new
-order. No Transpose is ever made.
+a Conv gets its kernel as (filters, *kernel, channels), a Transpose its axes, and the weights behind a Flatten get their
+rows in the new order. No Transpose is ever made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pqc.errors import UnsupportedError
 from pqc.hardware.intervals import Integers
 from pqc.hardware.precision import constant_through_quant, held
 from pqc.hardware.quantizer import FixedTypes, fixed_types, told
-from pqc.hardware.ranges import Ranges, each_slope, input_shape, where
+from pqc.hardware.ranges import Ranges, each_slope, input_shape, moved_axes, where
 from pqc.layers import is_qonnx_quant, is_quant
 
 CHANNELS_LAST = "qonnx.custom_op.channels_last"
@@ -231,9 +231,18 @@ def _change_constant(value: ir.Value | None, change: Callable[[np.ndarray], np.n
         graph.set_initializer(source, change(array))
 
 
+def _transpose(node: ir.Node, orders: Orders, ranges: Ranges) -> Integers:
+    """Spell the order of axes for images with channels last."""
+    axes = moved_axes(node)
+    last = [*range(1, len(axes)), 0]  # where hls4ml's axes are in the network
+    node.attributes["perm"] = ir.AttrInt64s("perm", [0, *(1 + last.index(axes[axis]) for axis in last)])
+    return _order(ranges[node.outputs[0]].shape)
+
+
 LAYOUTS: dict[str, Callable[[ir.Node, Orders, Ranges], Integers]] = {
     **dict.fromkeys(IMAGE_OPS, _image),
     "MatMul": _matmul,
     TABLE: _lookup,
+    "Transpose": _transpose,
     "PRelu": _slopes,
 }

@@ -291,6 +291,20 @@ RULES: tuple[Rule, ...] = (
         _on(*JOINS),
         rules.join,
     ),
+    Rule(
+        "transpose-batch",
+        "hls4ml leaves the batch where it is",
+        "keep the batch first",
+        _on("Transpose"),
+        rules.transposed_batch,
+    ),
+    Rule(
+        "transpose-flatten",
+        "hls4ml stops at it",
+        "flatten before, or put a layer between",
+        _on("Flatten"),
+        rules.behind_transpose,
+    ),
     Rule("flatten-axis", "hls4ml flattens all but the batch", "use axis 1", _on("Flatten"), rules.flatten_axis),
 )
 
@@ -301,6 +315,9 @@ STREAM_RULES: tuple[Rule, ...] = (
         "use granularity per_tensor for activations, or io_parallel",
         is_quant,
         rules.many_types,
+    ),
+    Rule(
+        "stream-transpose", "pqc has not checked it in streams", "use io_parallel", _on("Transpose"), rules.transposes
     ),
     Rule(
         "stream-pool",

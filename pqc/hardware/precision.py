@@ -22,6 +22,7 @@ from pqc.hardware.ranges import Ranges, of
 from pqc.hardware.tables import REACH, check_table
 from pqc.layers import is_quant
 
+MOVES = ("Flatten", "Transpose")
 NO_BIAS = FixedType(1, 1, signed=False)
 
 
@@ -68,7 +69,7 @@ def derive(model: ir.Model, ranges: Ranges) -> list[TypeRecord]:
             records += _layer(node, ranges)
         elif node.op_type == "AveragePool":
             records += _average_pool(node, ranges)
-        elif node.op_type != "Flatten" and not is_fused_bias(node):
+        elif node.op_type not in MOVES and not is_fused_bias(node):
             records += _plain(node, ranges)
     return records
 
@@ -121,7 +122,7 @@ def lossless(value: ir.Value, values: Interval) -> FixedType:
 def held(value: ir.Value, ranges: Ranges) -> FixedType:
     """The type in which hls4ml holds what a node takes that rounds nothing: its producer's."""
     producer = value.producer()
-    if producer is not None and producer.op_type == "Flatten":
+    if producer is not None and producer.op_type in MOVES:
         return held(graph.operand(producer, 0), ranges)
     if producer is not None and is_quant(producer) and rounds_to_one(producer):
         return fixed_type(producer)

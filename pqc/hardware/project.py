@@ -30,7 +30,7 @@ IoType = Literal["io_parallel", "io_stream"]
 QONNX_FILE, PRECISION_FILE, LOG_FILE = "qonnx.onnx", "precision.json", "hls4ml.log"
 # Only what no layer uses may fall back on this; `_settle` refuses a layer whose types were not derived.
 DEFAULT = "fixed<32,16>"
-MOVES = ("Reshape", "Repack", "Clone", "ZeroPadding1D", "ZeroPadding2D")
+MOVES = ("Reshape", "Repack", "Clone", "Transpose", "ZeroPadding1D", "ZeroPadding2D")
 MODES = (("rounding_mode", "TRN"), ("saturation_mode", "WRAP"))
 REPORT = "another version of hls4ml? pqc is tested with 1.3.0"
 

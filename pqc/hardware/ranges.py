@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -196,6 +197,11 @@ def _average_pool(node: ir.Node, ranges: Ranges) -> Interval:
     return Interval(wide.low // area, -(-wide.high // area), fraction)
 
 
+def moved_axes(node: ir.Node) -> list[int]:
+    """The order of axes that a Transpose gives, the batch not counted."""
+    return [axis - 1 for axis in integers(node, "perm", [])[1:]]
+
+
 def _function(node: ir.Node, ranges: Ranges) -> Interval:
     x, function = of(node.inputs[0], ranges), FUNCTIONS[node.op_type]
     scale = float(1 << FUNCTION_FRACTION)
@@ -244,6 +250,7 @@ RULES: dict[str, Callable[[ir.Node, Ranges], Interval]] = {
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
     "Flatten": lambda node, ranges: of(node.inputs[0], ranges).map(np.ravel),
+    "Transpose": lambda node, ranges: of(node.inputs[0], ranges).map(partial(np.transpose, axes=moved_axes(node))),
     "PRelu": _prelu,
     "Lookup": _lookup,
     **dict.fromkeys(FUNCTIONS, _function),

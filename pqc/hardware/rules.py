@@ -20,7 +20,7 @@ from pqc.quantizer import AP_ROUNDING
 
 POOLS = ("MaxPool", "AveragePool")
 JOINS = ("Add", "Sub", "Mul")
-KNOWN = frozenset({"MatMul", "Conv", "Relu", "PRelu", "Flatten", *REACH, *POOLS, *JOINS})
+KNOWN = frozenset({"MatMul", "Conv", "Relu", "PRelu", "Flatten", "Transpose", *REACH, *POOLS, *JOINS})
 
 
 def unknown(node: ir.Node) -> str | None:
@@ -244,6 +244,23 @@ def join(node: ir.Node) -> str | None:
 def flatten_axis(node: ir.Node) -> str | None:
     axis = graph.attribute(node, "axis", 1)
     return None if axis == 1 else f"axis {axis}"
+
+
+def transposed_batch(node: ir.Node) -> str | None:
+    order = integers(node, "perm", [])
+    return None if order[:1] == [0] else f"axes {order or 'in reverse order'}"
+
+
+def behind_transpose(node: ir.Node) -> str | None:
+    source = node.inputs[0]
+    producer = None if source is None else source.producer()
+    while producer is not None and is_quant(producer):
+        producer = None if producer.inputs[0] is None else producer.inputs[0].producer()
+    return "the result of a Transpose" if producer is not None and producer.op_type == "Transpose" else None
+
+
+def transposes(node: ir.Node) -> str | None:
+    return "a Transpose"
 
 
 def overlapping(node: ir.Node) -> str | None:
