@@ -76,6 +76,7 @@ def load(
     main: ir.Graph,
     *,
     labels: bool,
+    columns: int | None = None,
     validation: float = 0.1,
     seed: int = 0,
     needs_target: bool = True,
@@ -86,6 +87,7 @@ def load(
         path: see the module.
         main: its inputs without a default give names, shapes and types.
         labels: the target holds class numbers, one a row.
+        columns: how many numbers the target has for each position of the output, where they are not as many as its.
         validation: the share of the training rows to validate on, where the data bring none.
         seed: of that choice.
         needs_target: whether a missing target is an error; otherwise zeros stand for it.
@@ -101,7 +103,7 @@ def load(
     labelled = all(set(TARGETS) & found.keys() for found in arrays.values())
     if not labelled and not needs_target:
         arrays = {name: _with_target(found, main, labels) for name, found in arrays.items()}
-    splits = {name: _fit(arrays[name], part, main, labels) for name, part in parts.items()}
+    splits = {name: _fit(arrays[name], part, main, labels, columns) for name, part in parts.items()}
     rng = np.random.default_rng(seed)
     if "train" not in splits:
         whole = splits["whole"]
@@ -225,7 +227,7 @@ def _read_parquet(path: Path) -> Arrays:
     return arrays
 
 
-def _fit(arrays: Arrays, path: Path, main: ir.Graph, labels: bool) -> Split:
+def _fit(arrays: Arrays, path: Path, main: ir.Graph, labels: bool, columns: int | None) -> Split:
     name = next((name for name in TARGETS if name in arrays), None)
     if name is None:
         raise DataError(
@@ -242,7 +244,7 @@ def _fit(arrays: Arrays, path: Path, main: ir.Graph, labels: bool) -> Split:
     for label, array in inputs.items():
         if len(array) != len(target):
             raise DataError(f"'{label}' has {len(array)} rows, the target {len(target)}", at=str(path), hint="cut them")
-    return Split(inputs, _check_target(target, main, labels, path), np.arange(len(target)))
+    return Split(inputs, _check_target(target, main, labels, columns, path), np.arange(len(target)))
 
 
 def _check_numbers(name: str, array: np.ndarray, path: Path) -> None:
@@ -294,10 +296,13 @@ def _check_finite(name: str, array: np.ndarray, path: Path) -> None:
             raise DataError(f"'{name}' has NaN or infinity, first in row {row}", at=str(path), hint="clean the data")
 
 
-def _check_target(target: np.ndarray, main: ir.Graph, labels: bool, path: Path) -> np.ndarray:
+def _check_target(
+    target: np.ndarray, main: ir.Graph, labels: bool, columns: int | None, path: Path
+) -> np.ndarray:
     """Class numbers [rows] for each position of the output, or numbers of the output's shape."""
     output = main.outputs[0].shape
     dims = () if output is None else output.dims[1:-1] if labels else output.dims[1:]
+    dims = dims if output is None or columns is None else (*output.dims[1:-1], columns)
     fits = target.ndim == len(dims) + 1 and all(
         not isinstance(dim, int) or dim == size for dim, size in zip(dims, target.shape[1:], strict=True)
     )

@@ -38,20 +38,24 @@ def check(main: ir.Graph, trained: Iterable[ir.Value], results: Iterable[ir.Valu
     for node in main:
         if node not in matters or not any(value in reached for value in node.inputs):
             continue
-        floats = [output for output in node.outputs if output.dtype in (None, ir.DataType.FLOAT)]
+        floats = [output for output in node.outputs if _is_float(output)]
         reached.update(floats)
         if floats and not _trains(node, reached):
             raise _refused(node)
 
 
 def _before(main: ir.Graph, results: Iterable[ir.Value]) -> set[ir.Node]:
-    """The nodes that the results depend on."""
+    """The nodes that the results depend on through floats: what is only an index gets no gradient."""
     wanted, found = set(results), set()
     for node in reversed(main):
         if any(output in wanted for output in node.outputs):
             found.add(node)
-            wanted.update(value for value in node.inputs if value is not None)
+            wanted.update(value for value in node.inputs if value is not None and _is_float(value))
     return found
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype in (None, ir.DataType.FLOAT)
 
 
 def _trains(node: ir.Node, reached: set[ir.Value]) -> bool:

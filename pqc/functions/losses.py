@@ -1,14 +1,19 @@
 """Losses: logits or predictions and targets in, one scalar out, each with its gradient.
 
-Every loss is a mean: over the positions for `CrossEntropy` and `Divergence`, over all elements for the others.
+Every loss is a mean: over the positions for `CrossEntropy` and `Divergence`, over what counts for those of points, over
+all elements for the others.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from onnxscript import FLOAT, INT64, script
 from onnxscript import opset21 as op
 
 from pqc.functions.operator import GRADIENT, LOSS, Operator
+from pqc.functions.point_losses import FOCAL, INFO_NCE
 
 
 @script(LOSS, default_opset=op)
@@ -128,7 +133,37 @@ LOSSES: dict[str, Operator] = {
     "mse": Operator(MeanSquaredError, MeanSquaredErrorGrad, _ARGUMENTS),
     "l1": Operator(MeanAbsoluteError, MeanAbsoluteErrorGrad, _ARGUMENTS),
     "huber": Operator(Huber, HuberGrad, _ARGUMENTS),
+    "focal": FOCAL,
+    "info-nce": INFO_NCE,
 }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a loss is told about each row.
+
+    Args:
+        classes: class numbers, one for each position of the output, which has the classes on its last axis.
+        columns: how many numbers there are for each position instead; None for numbers of the output's shape.
+    """
+
+    classes: bool = False
+    columns: int | None = None
+
+    def dims(self, output: Sequence[object]) -> tuple[object, ...]:
+        """The target's shape for an output's, both without the rows or both with them."""
+        if self.classes:
+            return tuple(output[:-1])
+        return tuple(output) if self.columns is None else (*output[:-1], self.columns)
+
+
+_TARGETS = {"cross-entropy": Target(classes=True), "info-nce": Target(columns=3)}
+
+
+def target_of(loss: str) -> Target:
+    """What the target of a loss is: numbers of the output's shape, where nothing else is said."""
+    return _TARGETS.get(loss, Target())
+
 
 DISTILLATION: dict[str, Operator] = {
     "kl": Operator(Divergence, DivergenceGrad, ("GO(0)", "O(1)", "O(2)")),

@@ -18,6 +18,7 @@ from pqc import data, engine, files, graph, metrics, pipeline
 from pqc.conventions import DEFAULT
 from pqc.data import Dataset
 from pqc.errors import DataError
+from pqc.functions.losses import target_of
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
 from pqc.training.front import FOLDER, Front
@@ -128,14 +129,16 @@ class Job:
         where = data_path or source.data
         if where is None:
             raise DataError("there are no data to train on", hint="give --data; see docs/data.md for the formats")
-        labels = plan.training.loss == "cross-entropy"
+        target = target_of(plan.training.loss)
+        labels = target.classes
         dataset = data.load(
             where,
             model.graph,
             labels=labels,
+            columns=target.columns,
             validation=plan.training.validation,
             seed=plan.training.seed,
-            needs_target=plan.trains,
+            needs_target=plan.trains or target.columns is not None,
         )
         check_outputs(model, labels)
         if not dataset.labelled:
