@@ -44,5 +44,19 @@ TABLE = {
             schedule="cs-demo",
             classes=("gluon", "light quark", "W", "Z", "top"),
         ),
+        ReferenceModel(
+            name="hept_tracking",
+            description="Embeddings of detector hits: the transformer HEPT with hashing, 256 hits, 5,422 parameters",
+            file="hept/tracking.onnx",
+            data="hept/data/tracking",
+            schedule="hept-tracking",
+        ),
+        ReferenceModel(
+            name="hept_pileup",
+            description="Neutral particles of the hard collision among pile-up: HEPT, 256 particles, 5,265 parameters",
+            file="hept/pileup.onnx",
+            data="hept/data/pileup",
+            schedule="hept-pileup",
+        ),
     )
 }

@@ -23,6 +23,7 @@ class Beam:
         soft: mean transverse momentum above the least.
         lowest: the least transverse momentum.
         jets: how many jets the hard collision has, at least and at most.
+        others: how often a pile-up vertex has a jet.
         energy: least and mean additional transverse momentum of a jet.
         constituents: mean number of particles of a jet.
         radius: of a jet in eta and phi, one standard deviation of a particle with a tenth of its momentum.
@@ -32,12 +33,13 @@ class Beam:
         counted: neutral particles of less transverse momentum are not labelled, as published.
     """
 
-    vertices: float = 10
+    vertices: float = 11
     multiplicity: float = 14
     soft: float = 0.6
     lowest: float = 0.3
-    jets: tuple[int, int] = (2, 4)
-    energy: tuple[float, float] = (25.0, 25.0)
+    jets: tuple[int, int] = (2, 3)
+    others: float = 0.25
+    energy: tuple[float, float] = (10.0, 10.0)
     constituents: float = 14
     radius: float = 0.12
     shares: tuple[float, float, float] = (0.6, 0.27, 0.13)
@@ -55,9 +57,11 @@ def event(random: np.random.Generator, points: int, beam: Beam = BEAM) -> tuple[
         [points, 9], the `COLUMNS`; and [points]: 1 for a neutral particle of the hard collision, 0 for one of pile-up,
         -1 for all that is not asked for. Where there are too many particles, the softest are dropped.
     """
-    hard = np.concatenate([_soft(random, random.poisson(beam.multiplicity), beam), *_jets(random, beam)])
-    others = _soft(random, random.poisson(beam.multiplicity, random.poisson(beam.vertices)).sum(), beam)
-    table = np.concatenate([hard, others])
+    jets = random.integers(beam.jets[0], beam.jets[1] + 1)
+    hard = np.concatenate([_soft(random, random.poisson(beam.multiplicity), beam), *_jets(random, jets, beam)])
+    vertices = random.poisson(beam.vertices)
+    jets, soft = random.binomial(vertices, beam.others), random.poisson(beam.multiplicity, vertices).sum()
+    table = np.concatenate([hard, _soft(random, soft, beam), *_jets(random, jets, beam)])
     is_hard = np.arange(len(table)) < len(hard)
     kept = np.argsort(-table[:, 0], kind="stable")[:points]
     kept = kept[random.permutation(len(kept))]
@@ -72,10 +76,10 @@ def _soft(random: np.random.Generator, count: int, beam: Beam) -> Floats:
     )
 
 
-def _jets(random: np.random.Generator, beam: Beam) -> list[Floats]:
+def _jets(random: np.random.Generator, count: int, beam: Beam) -> list[Floats]:
     """The particles of each jet: shares of its momentum, the harder the nearer to its axis."""
     found = []
-    for _ in range(random.integers(beam.jets[0], beam.jets[1] + 1)):
+    for _ in range(count):
         energy = beam.energy[0] + random.exponential(beam.energy[1])
         axis = random.uniform(-0.8, 0.8) * beam.eta, random.uniform(-np.pi, np.pi)
         share = random.dirichlet(np.full(max(random.poisson(beam.constituents), 2), 0.6))

@@ -135,14 +135,18 @@ def arrange(
     """Features and target of hits [hits, 5], shuffled and padded; hits of the particles `low` count for none."""
     table = table[np.argsort(table[:, 4], kind="stable")][:points]
     table = table[random.permutation(len(table))]
-    radius, phi, z, place, particle = table.T
-    cluster = np.where(np.isin(particle, low), NOISE, particle)
+    return features(table, np.where(np.isin(table[:, 4], low), NOISE, table[:, 4]), points)
+
+
+def features(table: Floats, cluster: Floats, points: int) -> tuple[Floats, Floats]:
+    """Features and target of hits [hits, 5], of which each is of the given cluster, padded."""
+    radius, phi, z, place = table[:, :4].T
     eta = np.arcsinh(z / radius)
     metres = radius / 1e3
     columns = [np.ones(len(z)), metres, phi / np.pi, z / 1e3, eta]
     columns += [0.1 * np.cos(phi) / metres, 0.1 * np.sin(phi) / metres, place / 10]
-    features, target = np.zeros((points, len(COLUMNS))), np.zeros((points, 3))
-    features[: len(z)] = np.stack(columns, axis=1)
+    found, target = np.zeros((points, len(COLUMNS))), np.zeros((points, 3))
+    found[: len(z)] = np.stack(columns, axis=1)
     target[:, 0] = PADDING
     target[: len(z)] = np.stack([cluster, eta, phi], axis=1)
-    return features, target
+    return found, target

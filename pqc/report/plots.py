@@ -9,7 +9,7 @@ import numpy as np
 
 from pqc.metrics import SHARES
 from pqc.report import figure, markup, roc
-from pqc.report.sections import title
+from pqc.report.sections import metric_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -193,7 +193,7 @@ def pareto_front(points: Sequence[Mapping[str, Any]], metric: str) -> str:
         dots[0].set_markersize(4)
         figure.logarithmic(axis, "x")
         axis.set_xlabel("EBOPs (bit operations)")
-        axis.set_ylabel(f"{title(metric)} (%)" if metric in SHARES else title(metric))
+        axis.set_ylabel(f"{metric_title(metric)} (%)" if metric in SHARES else metric_title(metric))
         axis.grid()
         figure.legend(canvas, [line[0], dots[0]], ["validation rows", "test rows, clean models"])
 

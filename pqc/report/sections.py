@@ -36,7 +36,7 @@ def is_accuracy(summary: Summary) -> bool:
     return summary.get("metric", "accuracy") in SHARES
 
 
-def title(metric: str) -> str:
+def metric_title(metric: str) -> str:
     """What a metric is called on the page."""
     return metric.replace("_", " ") if metric in SHARES else "mean squared error"
 
@@ -58,7 +58,7 @@ def _change(summary: Summary, value: float | None) -> str:
 def cards(summary: Summary) -> str:
     """The headline numbers."""
     before, after = score(summary, "float"), score(summary, "clean")
-    label = title(str(summary.get("metric", "accuracy")))
+    label = metric_title(str(summary.get("metric", "accuracy")))
     layers = summary.get("layers") or []
     kept, total = _sum(layers, "nonzero"), summary.get("weights", _sum(layers, "weights"))
     return (
@@ -99,7 +99,7 @@ def verdict(summary: Summary) -> str:
 
 def accuracies(summary: Summary) -> str:
     """The score of each model along the way."""
-    name = title(str(summary.get("metric", "accuracy")))
+    name = metric_title(str(summary.get("metric", "accuracy")))
     rows = []
     for model, (title, detail) in MODELS.items():
         value = score(summary, model)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from pqc import data, engine, files, graph, metrics, pipeline
 from pqc.conventions import DEFAULT
 from pqc.data import Dataset
-from pqc.errors import DataError
+from pqc.errors import DataError, UnsupportedError
 from pqc.functions.losses import target_of
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
@@ -275,6 +275,20 @@ class Job:
             metrics.metric_name(self.plan.training.loss): self._metric(result.outputs),
             **record(result, self.options.backend, self.options.io_type),
         }
+
+    def refusal(self, clean: ir.Model) -> dict[str, Any] | None:
+        """Why hls4ml cannot take the clean model of a run without firmware, or None where it can."""
+        from pqc.hardware import handover, legality
+
+        try:
+            lowered = handover.lower(handover.prepare(clean)[0])
+            unknown = legality.unknown_operators(lowered.graph)
+            if unknown:
+                return {"skipped": f"hls4ml has no exact form of {', '.join(unknown)}"}
+            legality.check(lowered, self.options.io_type)
+        except UnsupportedError as error:
+            return {"skipped": f"hls4ml cannot take {error.at or 'the model'}: {error.message}"}
+        return None
 
     def report(self, summary: dict[str, Any], trained: ir.Model, clean: ir.Model) -> None:
         """Write `summary.json` and `report.html`."""
