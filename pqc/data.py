@@ -296,9 +296,7 @@ def _check_finite(name: str, array: np.ndarray, path: Path) -> None:
             raise DataError(f"'{name}' has NaN or infinity, first in row {row}", at=str(path), hint="clean the data")
 
 
-def _check_target(
-    target: np.ndarray, main: ir.Graph, labels: bool, columns: int | None, path: Path
-) -> np.ndarray:
+def _check_target(target: np.ndarray, main: ir.Graph, labels: bool, columns: int | None, path: Path) -> np.ndarray:
     """Class numbers [rows] for each position of the output, or numbers of the output's shape."""
     output = main.outputs[0].shape
     dims = () if output is None else output.dims[1:-1] if labels else output.dims[1:]

@@ -56,7 +56,9 @@ def inner(model: ir.Model, x: np.ndarray, names: list[str]) -> list[np.ndarray]:
 def attention_parts(model: ir.Model) -> dict[str, str]:
     """The names of what goes into the first layer's sorts and comes out."""
     nodes = list(model.graph)
-    first = next(place for place, node in enumerate(nodes) if node.op_type == "TopK" and "attention.0" in str(node.name))
+    first = next(
+        place for place, node in enumerate(nodes) if node.op_type == "TopK" and "attention.0" in str(node.name)
+    )
     topk = [node for node in nodes[first:] if node.op_type == "TopK" and "attention.0" in str(node.name)]
     gathers = [node for node in nodes if node.op_type == "GatherElements" and "attention.0" in str(node.name)]
     by_query, by_key, _ = topk
@@ -183,7 +185,9 @@ def test_info_nce(rng: np.random.Generator, options: dict[str, float]) -> None:
     target = np.concatenate([rng.integers(-2, 4, (2, 14, 1)), rng.normal(0, 0.7, (2, 14, 2))], axis=-1)
     target = target.astype(np.float32)
     # rtol, atol: float32 sums of some ten exponentials of numbers up to 20.
-    np.testing.assert_allclose(forward(LOSSES["info-nce"], x, target, **options), ref.info_nce(x, target, **options), rtol=1e-5)
+    np.testing.assert_allclose(
+        forward(LOSSES["info-nce"], x, target, **options), ref.info_nce(x, target, **options), rtol=1e-5
+    )
     expected = numeric(lambda moved: ref.info_nce(moved, target, **options), x)
     found = backward(LOSSES["info-nce"], 2.5, x, target, **options)
     np.testing.assert_allclose(found, 2.5 * expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max())
@@ -331,7 +335,9 @@ def test_a_short_run(task: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_schedule_prunes_to_the_published_share(task: str) -> None:
     plan, _ = schedule.read(f"hept-{task}", {})
-    assert 1 - plan.target.sparsity == pytest.approx({"tracking": 168461 / 329400, "pileup": 137833 / 313979}[task], abs=5e-4)
+    assert 1 - plan.target.sparsity == pytest.approx(
+        {"tracking": 168461 / 329400, "pileup": 137833 / 313979}[task], abs=5e-4
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -1,1 +1,1 @@
-"""HEPT: transformer of point clouds with locality-sensitive hashing; its data, its training, and the exported models."""
+"""HEPT: a transformer of point clouds with locality-sensitive hashing; its data and the exported models."""

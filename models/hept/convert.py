@@ -4,6 +4,7 @@ GRAPHS.npz holds all events end to end: `x` [hits, 3], r in m, azimuth over pi, 
 `node_off` [events + 1], where each event begins.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -28,7 +29,7 @@ def main(graphs: Path, out: Path, sectors: int, test: float) -> None:
     """Write train.npz and test.npz: each event cut into sectors, turned to azimuth zero and padded."""
     arrays = data.read(graphs)
     starts = arrays["node_off"]
-    events = [cut(arrays["x"][a:b], arrays["pid"][a:b], sectors) for a, b in zip(starts, starts[1:], strict=False)]
+    events = [cut(arrays["x"][a:b], arrays["pid"][a:b], sectors) for a, b in pairwise(starts)]
     first = max(1, round(test * len(events)))
     for split, chosen in (("test", events[:first]), ("train", events[first:])):
         found = [one for event in chosen for one in event]
@@ -48,12 +49,12 @@ def cut(hits: Floats, particle: NDArray[np.int64], sectors: int) -> list[tuple[F
 
 
 def clusters(hits: Floats, particle: NDArray[np.int64], points: int) -> tuple[Floats, Floats]:
-    """Features and target of hits [hits, 3] in their order; the layer is the nearest one, and particles count from 0."""
+    """Features and target of hits [hits, 3] in their order; the layer is the nearest, particles count from 0."""
     radius = 1e3 * hits[:, 0]
     layer = np.abs(radius[:, None] - np.array(tracking.DETECTOR.radii)).argmin(axis=1)
     _, number = np.unique(particle, return_inverse=True)
     table = np.stack([radius, np.pi * hits[:, 1], 1e3 * hits[:, 2], layer, number], axis=1)
-    return tracking.features(table[:points], number[:points], points)
+    return tracking.features(table[:points], table[:points, 4], points)
 
 
 if __name__ == "__main__":

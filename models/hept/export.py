@@ -8,11 +8,10 @@ from pathlib import Path
 
 import click
 
-from pqc import graph, workflows
+from pqc import graph, pipeline, workflows
 from pqc.schedule import Schedule
 from pqc.training.stages import set_values, values_of
 from pqc.workflows.compression import NORMALIZE
-from pqc import pipeline
 
 from .sizes import PUBLISHED, SMALL, TASKS, Size
 

@@ -7,6 +7,7 @@ hashes that are near (E2LSH); sorted by region and hash they are cut into blocks
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -85,7 +86,12 @@ class Attention(nn.Module):
         self.register_buffer("value_columns", torch.zeros(hashed + size.width + 1, dtype=torch.int64))
 
     def forward(
-        self, x: torch.Tensor, coordinates: torch.Tensor, valid: torch.Tensor, regions: torch.Tensor, spread: torch.Tensor
+        self,
+        x: torch.Tensor,
+        coordinates: torch.Tensor,
+        valid: torch.Tensor,
+        regions: torch.Tensor,
+        spread: torch.Tensor,
     ) -> torch.Tensor:
         """One layer.
 
@@ -182,11 +188,13 @@ class Hept(nn.Module):
         narrow = size.width // 2
         self.join = Dense(size.width * (size.layers + 1), narrow, bias=False)
         widths = [narrow, *[size.hidden] * (size.depth - 1), narrow]
-        self.last = nn.ModuleList(Dense(*pair) for pair in zip(widths, widths[1:]))
+        self.last = nn.ModuleList(Dense(*pair) for pair in pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(size.hidden) for _ in range(size.depth - 1))
         self.logit = None if size.outputs else Dense(narrow, 1)
         counts = cuts(size, random)
-        self.register_buffer("lengths", torch.from_numpy(np.ceil(size.points / counts)).reshape(2, 1, *counts.shape[1:], 1))
+        self.register_buffer(
+            "lengths", torch.from_numpy(np.ceil(size.points / counts)).reshape(2, 1, *counts.shape[1:], 1)
+        )
         self.register_buffer("stride", torch.from_numpy(np.ceil(counts[0]) + 1).reshape(1, *counts.shape[1:], 1))
         self.register_buffer("chosen", torch.tensor(size.coordinates))
 
@@ -206,7 +214,7 @@ class Hept(nn.Module):
             seen.append(x)
         x = self.join(torch.cat(seen, -1))
         inner = x
-        for dense, norm in zip(self.last, self.norms):
+        for dense, norm in zip(self.last, self.norms, strict=False):
             inner = torch.tanh(norm(dense(inner)))
         x = x + self.last[-1](inner)
         return x if self.logit is None else self.logit(x).reshape(-1, size.points)

@@ -57,10 +57,10 @@ def event(random: np.random.Generator, points: int, beam: Beam = BEAM) -> tuple[
         [points, 9], the `COLUMNS`; and [points]: 1 for a neutral particle of the hard collision, 0 for one of pile-up,
         -1 for all that is not asked for. Where there are too many particles, the softest are dropped.
     """
-    jets = random.integers(beam.jets[0], beam.jets[1] + 1)
+    jets = int(random.integers(beam.jets[0], beam.jets[1] + 1))
     hard = np.concatenate([_soft(random, random.poisson(beam.multiplicity), beam), *_jets(random, jets, beam)])
-    vertices = random.poisson(beam.vertices)
-    jets, soft = random.binomial(vertices, beam.others), random.poisson(beam.multiplicity, vertices).sum()
+    vertices = int(random.poisson(beam.vertices))
+    jets, soft = int(random.binomial(vertices, beam.others)), int(random.poisson(beam.multiplicity, vertices).sum())
     table = np.concatenate([hard, _soft(random, soft, beam), *_jets(random, jets, beam)])
     is_hard = np.arange(len(table)) < len(hard)
     kept = np.argsort(-table[:, 0], kind="stable")[:points]

@@ -90,7 +90,8 @@ def _momenta(random: np.random.Generator, count: int, beam: Beam) -> Floats:
     """Transverse momenta in GeV by the inverse of the distribution between the bounds."""
     ends = np.array([beam.lowest, beam.highest]) + beam.scale
     first, last = ends ** (1 - beam.power)
-    return (first + random.uniform(size=count) * (last - first)) ** (1 / (1 - beam.power)) - beam.scale
+    share = first + random.uniform(size=count) * (last - first)
+    return np.asarray(share ** (1 / (1 - beam.power)) - beam.scale)
 
 
 def cross(
@@ -129,9 +130,7 @@ def _noise(random: np.random.Generator, detector: Detector, beam: Beam, hits: in
     return np.stack([np.array(detector.radii)[place], phi, z, place, np.full(count, NOISE)], axis=1)
 
 
-def arrange(
-    random: np.random.Generator, table: Floats, low: NDArray[np.intp], points: int
-) -> tuple[Floats, Floats]:
+def arrange(random: np.random.Generator, table: Floats, low: NDArray[np.intp], points: int) -> tuple[Floats, Floats]:
     """Features and target of hits [hits, 5], shuffled and padded; hits of the particles `low` count for none."""
     table = table[np.argsort(table[:, 4], kind="stable")][:points]
     table = table[random.permutation(len(table))]

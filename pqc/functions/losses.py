@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from onnxscript import FLOAT, INT64, script
 from onnxscript import opset21 as op
@@ -150,7 +151,7 @@ class Target:
     classes: bool = False
     columns: int | None = None
 
-    def dims(self, output: Sequence[object]) -> tuple[object, ...]:
+    def dims(self, output: Sequence[Any]) -> tuple[Any, ...]:
         """The target's shape for an output's, both without the rows or both with them."""
         if self.classes:
             return tuple(output[:-1])

@@ -40,9 +40,7 @@ def FocalGrad(dloss: FLOAT, logits: FLOAT, target: FLOAT, share: FLOAT, gamma: f
 
 
 @script(LOSS, default_opset=op)
-def InfoNce(
-    embedding: FLOAT, target: FLOAT, temperature: float = 0.05, width: float = 0.75, radius: float = 1.0
-):
+def InfoNce(embedding: FLOAT, target: FLOAT, temperature: float = 0.05, width: float = 0.75, radius: float = 1.0):
     """Contrastive loss of embeddings [events, points, n] with targets [events, points, 3]: cluster and position.
 
     Clusters count from 0; -1 is a point of none, and -2 is padding. With s = exp(-|a - b| / (2 width²)) / temperature,
@@ -94,7 +92,7 @@ def InfoNceGrad(
     temperature: float = 0.05,
     width: float = 0.75,
 ) -> FLOAT:
-    """By the chain rule through similarities and distances: a point's sum over c (a - b), c the pair's pull and push."""
+    """By the chain rule through similarities and distances: sums of c (a - b), c the pull or push of a pair."""
     heat = op.Constant(value_float=temperature)
     spread = op.Constant(value_float=width)
     force = op.Exp(similarity - 1.0 / heat)
