@@ -84,5 +84,19 @@ TABLE = {
             data="smart_pixels/data",
             schedule="smart-pixels",
         ),
+        ReferenceModel(
+            name="hept_tracking",
+            description="Embeddings of detector hits: the transformer HEPT with hashing, 256 hits, 5,422 parameters",
+            file="hept/tracking.onnx",
+            data="hept/data/tracking",
+            schedule="hept-tracking",
+        ),
+        ReferenceModel(
+            name="hept_pileup",
+            description="Neutral particles of the hard collision among pile-up: HEPT, 256 particles, 5,265 parameters",
+            file="hept/pileup.onnx",
+            data="hept/data/pileup",
+            schedule="hept-pileup",
+        ),
     )
 }

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from pqc import graph, layers, library
 from pqc.errors import PassError, UnsupportedError
-from pqc.functions.losses import LOSSES, target_dims
+from pqc.functions.losses import LOSSES, target_of
 from pqc.mask_nodes import Builder
 from pqc.mask_sites import masks
 from pqc.names import HEAD, LOSS, OUTPUTS, TARGET
@@ -16,7 +16,7 @@ from pqc.options import check_options, nearest
 from pqc.rewriting import Pass
 
 # The head whose logits the loss wants: it has the same function inside, in a form that cannot overflow.
-HEADS = {"cross-entropy": "Softmax", "binary-cross-entropy": "Sigmoid"}
+HEADS = {"cross-entropy": "Softmax", "binary-cross-entropy": "Sigmoid", "focal": "Sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class AttachLoss(Pass):
             raise UnsupportedError(
                 "the first output is not a float tensor of known rank", at=f"output '{prediction.name}'"
             )
-        kind = ir.DataType.INT64 if self.loss == "cross-entropy" else ir.DataType.FLOAT
-        target = ir.val(TARGET, kind, ir.Shape(target_dims(self.loss, shape.dims)))
+        wanted = target_of(self.loss)
+        kind = ir.DataType.INT64 if wanted.classes else ir.DataType.FLOAT
+        target = ir.val(TARGET, kind, ir.Shape(wanted.shape(shape.dims)))
         main.inputs.append(target)
         domain, operator = LOSSES[self.loss].key
         attributes = self._attributes(domain, operator)

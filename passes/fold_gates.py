@@ -17,7 +17,8 @@ class FoldGates(Pass):
 
     MatMul(x * gate, W), where gate is a constant of zeros and ones → MatMul(x, W') with zeros in the rows of W whose
     input is zero. Gemm and Conv alike, and through Flatten; a weight behind a Quant keeps its type.
-    Leaves a gate that anything else reads, one that is not the same all over a Conv's image, and binary weights.
+    Leaves a gate that anything else reads, one that stretches what it multiplies or is not the same all over a Conv's
+    image, and binary weights.
     """
 
     title: ClassVar[str] = "fold-gates"
@@ -37,7 +38,7 @@ def _fold(main: ir.Graph, node: ir.Node, names: graph.Names) -> bool:
     if factor is None or x is None or x.shape is None or not is_gate(factor) or layers.source(x) is not None:
         return False
     lengths = [length for length in list(x.shape)[1:] if isinstance(length, int)]
-    if len(lengths) != len(x.shape) - 1:
+    if len(lengths) != len(x.shape) - 1 or np.broadcast_shapes((1, *lengths), factor.shape) != (1, *lengths):
         return False
     gate = np.broadcast_to(factor, (1, *lengths))[0]
     readers = _readers(node.outputs[0])

@@ -195,8 +195,8 @@ def _is_head(node: ir.Node) -> bool:
 
 
 def _is_free(node: ir.Node) -> bool:
-    """Whether a node is left out in hardware, or only lets through or moves the point."""
-    if _is_head(node):
+    """Whether a node is left out in hardware, only lets through or moves the point, or computes places."""
+    if _is_head(node) or node.outputs[0].dtype == ir.DataType.INT64:
         return True
     if node.op_type != "Mul":
         return False

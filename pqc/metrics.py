@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11,10 +11,11 @@ import onnx_ir as ir
 from pqc import engine, graph, layers, library, masking, pipeline
 from pqc.conventions import DEFAULT, Convention
 from pqc.ebops import Counter, Terms
+from pqc.point_metrics import average_precision, neighbour_accuracy
 
 
 def metric(loss: str, output: np.ndarray, target: np.ndarray, threshold: float = 0.0) -> float:
-    """Accuracy for classifiers, minus the mean squared error for regressions: larger is better.
+    """What `METRICS` has for the loss: larger is better.
 
     Args:
         loss: the loss that the model is trained with.
@@ -22,12 +23,51 @@ def metric(loss: str, output: np.ndarray, target: np.ndarray, threshold: float =
         target: [rows, ...] class numbers, zeros and ones, or values.
         threshold: where a binary decision flips; see `threshold`.
     """
-    if loss == "cross-entropy":
-        return float((output.argmax(axis=-1) == target).mean())
-    if loss == "binary-cross-entropy":
-        return float(((output > threshold) == (target > 0.5)).mean())
+    return _of(loss).measure(output, target, threshold)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good a model is.
+
+    Args:
+        name: in histories and summaries.
+        measure: of output, target and threshold.
+        share: whether it lies between 0 and 1 and is told in per cent; otherwise it is a negative error.
+    """
+
+    name: str
+    measure: Callable[[np.ndarray, np.ndarray, float], float]
+    share: bool = True
+
+
+def _right_class(output: np.ndarray, target: np.ndarray, _: float) -> float:
+    return float((output.argmax(axis=-1) == target).mean())
+
+
+def _right_side(output: np.ndarray, target: np.ndarray, threshold: float) -> float:
+    return float(((output > threshold) == (target > 0.5)).mean())
+
+
+def _negative_square(output: np.ndarray, target: np.ndarray, _: float) -> float:
     values = output[..., : target.shape[-1]].astype(np.float64)
     return -float(np.square(values - target).mean())
+
+
+REGRESSION = Metric("negative_mse", _negative_square, share=False)
+METRICS = {
+    "cross-entropy": Metric("accuracy", _right_class),
+    "binary-cross-entropy": Metric("accuracy", _right_side),
+    "focal": Metric("average_precision", average_precision),
+    "info-nce": Metric("neighbour_accuracy", neighbour_accuracy),
+}
+"""The metric of each loss; `REGRESSION` where there is none."""
+SHARES = frozenset(one.name for one in METRICS.values() if one.share)
+"""The names of metrics that are told in per cent."""
+
+
+def _of(loss: str) -> Metric:
+    return METRICS.get(loss, REGRESSION)
 
 
 def threshold(main: ir.Graph) -> float:
@@ -38,7 +78,7 @@ def threshold(main: ir.Graph) -> float:
 
 def metric_name(loss: str) -> str:
     """What `metric` returns for a loss."""
-    return "accuracy" if loss in ("cross-entropy", "binary-cross-entropy") else "negative_mse"
+    return _of(loss).name
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
+from pqc.metrics import SHARES
+
 WORDS = {
     "compress": "inserting quantizers and masks",
     "train": "training",
@@ -21,8 +23,7 @@ PLAIN_LINES = 10
 def describe(record: dict[str, Any]) -> str:
     """One epoch in words."""
     parts = [f"{record['stage']}", f"loss {record['loss']:.4f}"]
-    if "accuracy" in record:
-        parts.append(f"accuracy {100 * record['accuracy']:.2f} %")
+    parts += [f"{name.replace('_', ' ')} {100 * record[name]:.2f} %" for name in sorted(SHARES & record.keys())]
     parts.append(f"sparsity {100 * (1 - record['keep_ratio']):.1f} %")
     parts.append(f"{record['ebops']:,} EBOPs")
     return "  ".join(parts)

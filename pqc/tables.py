@@ -109,12 +109,16 @@ def say_summary(summary: dict[str, Any], out: Path) -> None:
     names = list(summary["float"])
     table = Table("model", *names)
     for key in ("float", "trained", "clean", "hls"):
-        if summary.get(key):
-            table.add_row(key, *(f"{summary[key][name]:.4f}" for name in names))
+        found = [(summary.get(key) or {}).get(name) for name in names]
+        if None not in found:
+            table.add_row(key, *(f"{number:.4f}" for number in found))
     ERRORS.print(table)
     ERRORS.print(f"{100 * summary['keep_ratio']:.2f} % of the weights remain, {number(summary['ebops'])} EBOPs")
     same = "equal bit for bit" if summary["clean_equals_trained"] else "DIFFERENT"
     ERRORS.print(f"trained and clean model: {same}")
-    if summary.get("hls"):
-        ERRORS.print(f"{summary['hls']['mismatches']} mismatches in {summary['hls']['samples']} samples")
+    hls = summary.get("hls") or {}
+    if "mismatches" in hls:
+        ERRORS.print(f"{hls['mismatches']} mismatches in {hls['samples']} samples")
+    if "skipped" in hls:
+        ERRORS.print(Text(f"no firmware: {hls['skipped']}"))
     ERRORS.print(Text(f"report: {out / 'report.html'}   ({summary['seconds']:.0f} s)"))

@@ -52,13 +52,17 @@ def _is_float(value: ir.Value) -> bool:
 
 
 def _before(main: ir.Graph, results: Iterable[ir.Value]) -> set[ir.Node]:
-    """The nodes that the results depend on."""
+    """The nodes that the results depend on through floats: what is only an index gets no gradient."""
     wanted, found = set(results), set()
     for node in reversed(main):
         if any(output in wanted for output in node.outputs):
             found.add(node)
-            wanted.update(value for value in node.inputs if value is not None)
+            wanted.update(value for value in node.inputs if value is not None and _is_float(value))
     return found
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype in (None, ir.DataType.FLOAT)
 
 
 def _trains(node: ir.Node, reached: set[ir.Value]) -> bool:

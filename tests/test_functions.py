@@ -18,7 +18,7 @@ from qonnx.custom_op.general.quant import quant as qonnx_quant
 import reference as ref
 import reference_pruning as pruning
 from pqc import engine, library
-from pqc.functions.losses import LOSSES, target_dims
+from pqc.functions.losses import LOSSES, target_of
 from pqc.functions.operator import Operator
 from pqc.functions.optimizers import OPTIMIZERS
 from pqc.functions.quant import QUANT, ROUNDING_MODES
@@ -306,8 +306,11 @@ ELEMENTWISE = {
 }
 
 
+IN_TEST_HEPT = {"focal", "info-nce"}
+
+
 def test_every_loss_is_tested_here() -> None:
-    assert set(LOSSES) == {"cross-entropy", "gaussian", *ELEMENTWISE}
+    assert set(LOSSES) == {"cross-entropy", "gaussian", *ELEMENTWISE, *IN_TEST_HEPT}
 
 
 @pytest.mark.parametrize("values", [1, 2, 4])
@@ -315,7 +318,7 @@ def test_gaussian_likelihood(rng: np.random.Generator, values: int) -> None:
     prediction = rng.normal(0, 0.7, (6, values + values * (values + 1) // 2)).astype(np.float32)
     target = rng.normal(0, 1, (6, values)).astype(np.float32)
     loss, gradient = ref.gaussian(prediction, target)
-    assert target_dims("gaussian", ("rows", prediction.shape[1])) == ("rows", values)
+    assert target_of("gaussian").shape(("rows", prediction.shape[1])) == ("rows", values)
     # rtol: sums of a few dozen float32 terms; atol: differences of step 1e-5 in float64, and terms that cancel.
     np.testing.assert_allclose(forward(LOSSES["gaussian"], prediction, target), loss, rtol=2e-6, atol=1e-6)
     actual = backward(LOSSES["gaussian"], 2.5, prediction, target)

@@ -1,18 +1,21 @@
 """Losses: logits or predictions and targets in, one scalar out, each with its gradient.
 
-Every loss is a mean: over the positions for `CrossEntropy` and `Divergence`, over all elements for the others.
+Every loss is a mean: over the positions for `CrossEntropy` and `Divergence`, over what counts for those of points, over
+all elements for the others.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from onnxscript import FLOAT, INT64, script
 from onnxscript import opset21 as op
 
 from pqc.functions.operator import GRADIENT, LOSS, Operator
+from pqc.functions.point_losses import FOCAL, INFO_NCE
 
 
 @script(LOSS, default_opset=op)
@@ -174,6 +177,8 @@ LOSSES: dict[str, Operator] = {
     "l1": Operator(MeanAbsoluteError, MeanAbsoluteErrorGrad, _ARGUMENTS),
     "huber": Operator(Huber, HuberGrad, _ARGUMENTS),
     "gaussian": Operator(GaussianLikelihood, GaussianLikelihoodGrad, ("GO(0)", "I(1)", "O(1)", "O(2)", "O(3)")),
+    "focal": FOCAL,
+    "info-nce": INFO_NCE,
 }
 
 RECONSTRUCTION = ("mse", "l1", "huber")
@@ -182,7 +187,7 @@ RECONSTRUCTION = ("mse", "l1", "huber")
 Dims = Sequence[Any]
 
 
-def _labels(dims: Dims) -> Dims:
+def _without_classes(dims: Dims) -> Dims:
     return dims[:-1]
 
 
@@ -193,13 +198,36 @@ def _means(dims: Dims) -> Dims:
     return (*dims[:-1], (math.isqrt(9 + 8 * dims[-1]) - 3) // 2)
 
 
-TARGET_DIMS: dict[str, Callable[[Dims], Dims]] = {"cross-entropy": _labels, "gaussian": _means}
-"""The target's dimensions from the output's, where they are not the same."""
+def _points(dims: Dims) -> Dims:
+    """A number and two coordinates for each."""
+    return (*dims[:-1], 3)
 
 
-def target_dims(loss: str, dims: Dims) -> Dims:
-    """The dimensions of the target of `loss` for an output of `dims`."""
-    return TARGET_DIMS[loss](dims) if loss in TARGET_DIMS else dims
+@dataclass(frozen=True)
+class Target:
+    """What a loss is told about each row.
+
+    Args:
+        shape: the target's dimensions for the output's, both without the rows or both with them.
+        classes: class numbers, one for each position of the output, which has the classes on its last axis.
+        needed: zeros cannot stand for a target that is missing.
+    """
+
+    shape: Callable[[Dims], Dims] = tuple
+    classes: bool = False
+    needed: bool = False
+
+
+_TARGETS = {
+    "cross-entropy": Target(_without_classes, classes=True),
+    "gaussian": Target(_means),
+    "info-nce": Target(_points, needed=True),
+}
+
+
+def target_of(loss: str) -> Target:
+    """What the target of a loss is: numbers of the output's shape, where nothing else is said."""
+    return _TARGETS.get(loss, Target())
 
 
 DISTILLATION: dict[str, Operator] = {

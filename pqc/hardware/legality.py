@@ -95,6 +95,12 @@ def check_learned(main: ir.Graph, io_type: str = "io_parallel") -> None:
             raise UnsupportedError(f"many types are learned: {rule.reason}", at=place, hint=rule.hint)
 
 
+def unknown_operators(main: ir.Graph) -> list[str]:
+    """The operators that hls4ml has no exact form of, in the order of the graph."""
+    rule = next(rule for rule in RULES if rule.name == "operator")
+    return list(dict.fromkeys(node.op_type for node in main if rule.applies(node) and rule.broken(node) is not None))
+
+
 def problems(model: ir.Model, io_type: str = "io_parallel") -> Iterator[UnsupportedError]:
     """Everything that speaks against handing `model` to hls4ml: the graph's own problems, then one a node."""
     yield from _input_problems(model.graph)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pqc.metrics import SHARES
 from pqc.report import figure, markup
+from pqc.report.sections import metric_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,8 +67,8 @@ def panels(history: Sequence[Record], metric: str) -> list[Panel]:
     """What is drawn of a history: all that has a finite value."""
     wanted = [
         Panel("loss", {"loss": "training", "validation_loss": "validation"}, scale="log"),
-        Panel("accuracy, validation (%)", {metric: ""}, 100.0)
-        if metric == "accuracy"
+        Panel(f"{metric_title(metric)}, validation (%)", {metric: ""}, 100.0)
+        if metric in SHARES
         else Panel("mean squared error, validation", {metric: ""}, -1.0, "log"),
         Panel("weights not zero (%)", {"keep_ratio": ""}, 100.0),
         Panel("pruned by masks (%)", {"sparsity": ""}, 100.0),

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pqc.metrics import SHARES
 from pqc.report import figure, markup, roc
+from pqc.report.sections import metric_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -178,7 +180,7 @@ def pareto_front(points: Sequence[Mapping[str, Any]], metric: str) -> str:
     """The metric against bit operations, of all epochs on the front and of the models measured on the test rows."""
     if len(points) < 2:
         return ""
-    factor = 100.0 if metric == "accuracy" else -1.0
+    factor = 100.0 if metric in SHARES else -1.0
 
     def draw(canvas: Figure) -> None:
         axis = canvas.subplots()
@@ -191,7 +193,7 @@ def pareto_front(points: Sequence[Mapping[str, Any]], metric: str) -> str:
         dots[0].set_markersize(4)
         figure.logarithmic(axis, "x")
         axis.set_xlabel("EBOPs (bit operations)")
-        axis.set_ylabel("accuracy (%)" if metric == "accuracy" else "mean squared error")
+        axis.set_ylabel(f"{metric_title(metric)} (%)" if metric in SHARES else metric_title(metric))
         axis.grid()
         figure.legend(canvas, [line[0], dots[0]], ["validation rows", "test rows, clean models"])
 

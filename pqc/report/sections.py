@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pqc.metrics import SHARES
 from pqc.report import markup
 
 Summary = Mapping[str, Any]
@@ -31,8 +32,13 @@ def score(summary: Summary, model: str) -> float | None:
 
 
 def is_accuracy(summary: Summary) -> bool:
-    """Whether the metric is accuracy."""
-    return bool(summary.get("metric", "accuracy") == "accuracy")
+    """Whether the metric is accuracy, or another share told in per cent."""
+    return summary.get("metric", "accuracy") in SHARES
+
+
+def metric_title(metric: str) -> str:
+    """What a metric is called on the page."""
+    return metric.replace("_", " ") if metric in SHARES else "mean squared error"
 
 
 def _score_text(summary: Summary, value: float | None) -> str:
@@ -52,7 +58,7 @@ def _change(summary: Summary, value: float | None) -> str:
 def cards(summary: Summary) -> str:
     """The headline numbers."""
     before, after = score(summary, "float"), score(summary, "clean")
-    label = "accuracy" if is_accuracy(summary) else "mean squared error"
+    label = metric_title(str(summary.get("metric", "accuracy")))
     layers = summary.get("layers") or []
     kept, total = _sum(layers, "nonzero"), summary.get("weights", _sum(layers, "weights"))
     return (
@@ -93,7 +99,7 @@ def verdict(summary: Summary) -> str:
 
 def accuracies(summary: Summary) -> str:
     """The score of each model along the way."""
-    name = "accuracy" if is_accuracy(summary) else "mean squared error"
+    name = metric_title(str(summary.get("metric", "accuracy")))
     rows = []
     for model, (title, detail) in MODELS.items():
         value = score(summary, model)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +17,8 @@ import onnx_ir as ir
 from pqc import data, engine, files, graph, metrics, pipeline
 from pqc.conventions import DEFAULT
 from pqc.data import Dataset
-from pqc.errors import DataError
-from pqc.functions.losses import target_dims
+from pqc.errors import DataError, UnsupportedError
+from pqc.functions.losses import target_of
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
 from pqc.training.front import FOLDER, Front
@@ -130,16 +129,17 @@ class Job:
         where = data_path or source.data
         if where is None:
             raise DataError("there are no data to train on", hint="give --data; see docs/data.md for the formats")
-        labels, normal = plan.training.loss == "cross-entropy", plan.training.normal_classes
+        target, normal = target_of(plan.training.loss), plan.training.normal_classes
+        labels = target.classes
         dataset = data.load(
             where,
             model.graph,
             labels=labels,
             validation=plan.training.validation,
             seed=plan.training.seed,
-            needs_target=plan.trains or bool(normal),
+            needs_target=plan.trains or bool(normal) or target.needed,
             marks=bool(normal),
-            target_dims=partial(target_dims, plan.training.loss),
+            target_dims=target.shape,
         )
         check_outputs(model, labels)
         if normal:
@@ -292,6 +292,20 @@ class Job:
             **self._scores(self._metric(result.outputs), result.outputs),
             **record(result, self.options.backend, self.options.io_type),
         }
+
+    def refusal(self, clean: ir.Model) -> dict[str, Any] | None:
+        """Why hls4ml cannot take the clean model of a run without firmware, or None where it can."""
+        from pqc.hardware import handover, legality
+
+        try:
+            lowered = handover.lower(handover.prepare(clean)[0])
+            unknown = legality.unknown_operators(lowered.graph)
+            if unknown:
+                return {"skipped": f"hls4ml has no exact form of {', '.join(unknown)}"}
+            legality.check(lowered, self.options.io_type)
+        except UnsupportedError as error:
+            return {"skipped": f"hls4ml cannot take {error.at or 'the model'}: {error.message}"}
+        return None
 
     def report(self, summary: dict[str, Any], trained: ir.Model, clean: ir.Model) -> None:
         """Write `summary.json` and `report.html`."""

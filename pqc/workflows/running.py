@@ -56,8 +56,8 @@ def run(
     summary = job.summary(trained, clean)
     with job.clock.part("front", listener):
         summary["front"] = job.pareto(trained)
-    firmware = job.firmware(clean) if options.hls else None
-    summary["precisions"] = firmware.pop("precisions") if firmware else []
+    firmware = job.firmware(clean) if options.hls else job.refusal(clean)
+    summary["precisions"] = firmware.pop("precisions", []) if firmware else []
     summary["hls"] = firmware
     summary["timings"] = {name: round(seconds, 3) for name, seconds in job.clock.timings.items()}
     summary["seconds"] = round(time.perf_counter() - started, 3)

@@ -1,0 +1,1 @@
+"""HEPT: a transformer of point clouds with locality-sensitive hashing; its data and the exported models."""
