@@ -45,6 +45,7 @@ from pqc.passes.relax_overflow import RelaxOverflow
 from pqc.passes.shrink import Shrink
 from pqc.passes.strip_softmax import StripSoftmax
 from pqc.passes.strip_training import StripTraining
+from pqc.passes.unroll_recurrent import UnrollRecurrent
 from pqc.passes.write_bipolar import WriteBipolar
 from pqc.passes.write_qcdq import WriteQcdq
 from pqc.rewriting import Pass
@@ -58,6 +59,7 @@ TABLE: dict[str, type[Pass]] = {
         LowerGemm,
         ExpandSoftmax,
         ExpandLayerNorm,
+        UnrollRecurrent,
         Legalize,
         InsertReluMultiplier,
         InsertQuant,

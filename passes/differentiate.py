@@ -3,13 +3,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx_ir as ir
 
 from pqc import engine, graph, library, trainable
-from pqc.errors import GraphError, PassError, UnsupportedError
+from pqc.errors import GraphError, PassError
 from pqc.functions.operator import GRADIENT
+from pqc.lowering import pools
 from pqc.names import BASE, BUFFERS, GRADIENT_SUFFIX, LOSS, NEXT, THETA
 from pqc.passes.legalize import slices
 from pqc.rewriting import Pass
@@ -45,7 +47,9 @@ class Differentiate(Pass):
         for node in [node for node in main if node.op_type == "Split"]:
             slices(main, node)
         graph.remove_unused(main)
-        check_trainable(main, loss)
+        trainable.check(main, [main.initializers[THETA]], [loss])
+        _spell_biases(main)
+        pools.differentiable(main)
         inlined = _inlined(model)
         library.link(inlined, gradients=True)
         differentiated = graph.from_proto(engine.gradient_graph(graph.to_proto(inlined), LOSS, [THETA]))
@@ -69,23 +73,15 @@ def _inlined(model: ir.Model) -> ir.Model:
     return inlined
 
 
-def check_trainable(main: ir.Graph, loss: ir.Value) -> None:
-    """Refuse what the engine would differentiate wrongly without a word.
-
-    Raises:
-        UnsupportedError: names the node.
-    """
-    trainable.check(main, [main.initializers[THETA]], [loss])
+def _spell_biases(main: ir.Graph) -> None:
+    """Give a ConvTranspose without bias one of zeros: its gradient has a place for it."""
+    names = graph.Names(main)
     for node in main:
-        if node.domain or node.op_type not in ("AveragePool", "MaxPool"):
-            continue
-        shape = graph.operand(node, 0).shape
-        if shape is None or not shape.is_static():
-            raise UnsupportedError(
-                f"the engine gives {node.op_type} no gradient, or crashes, where a length is not a number: {shape}",
-                at=f"node '{node.name}'",
-                hint="run fold-constants, and fix-batch{size=…}, before differentiate",
-            )
+        if node.op_type == "ConvTranspose" and not node.domain and len(node.inputs) < 3:
+            channels = graph.dims(graph.operand(node, 1))[1] * node.attributes.get_int("group", 1)
+            node.resize_inputs(3)
+            zeros = np.zeros(channels, np.float32)
+            node.replace_input_with(2, graph.add_initializer(main, names.new(f"{node.name}.bias"), zeros))
 
 
 def _inherit_attributes(main: ir.Graph) -> None:
@@ -98,7 +94,7 @@ def _inherit_attributes(main: ir.Graph) -> None:
         origin = forward[(node.name or "").split("_Grad/")[0]]
         _narrow(node, origin)
         body = library.bodies()[node.domain, node.op_type]
-        known = {attribute.name for attribute in body.attribute_proto}
+        known = {*body.attribute, *(attribute.name for attribute in body.attribute_proto)}
         node.resize_outputs(len(body.output))  # shape inference runs past the end of outputs that are left out
         for output in node.outputs:
             output.name = output.name or names.new(f"{node.name}.unread")

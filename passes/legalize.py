@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from pqc import graph, masking, trainable
+from pqc import graph, lowering, masking, trainable
 from pqc.errors import UnsupportedError
 from pqc.rewriting import Meaning, Pass, close, explain
 from pqc.shapes import infer_shapes
@@ -17,7 +17,8 @@ class Legalize(Pass):
     """Rewrite what the engine would differentiate wrongly; refuse the rest.
 
     Sum, Mean → Add, Mul · Split with an unread output → Slice · auto_pad → pads · a broadcast operand of Where
-    or Pow → Expand · ReduceMax that drops its axes → ReduceMax, Squeeze.
+    or Pow → Expand · ReduceMax that drops its axes → ReduceMax, Squeeze · Resize → Gather or MatMul · normalizations
+    of a sample → their steps · LSTM, GRU, RNN → their steps in time.
     Leaves operators that no trained weight reaches alone.
     Raises UnsupportedError, naming the node, for an operator without a checked gradient.
     """
@@ -28,12 +29,15 @@ class Legalize(Pass):
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph
         changed = 0
-        for node in list(main):
-            rewrite = _REWRITES.get(node.op_type) if not node.domain else None
-            changed += rewrite(main, node) if rewrite is not None else 0
-        if changed:
-            graph.remove_unused(main)
-            infer_shapes(model)
+        for rewrites in (lowering.REWRITES, _REWRITES):
+            found = 0
+            for node in list(main):
+                rewrite = rewrites.get(node.op_type) if not node.domain else None
+                found += rewrite(main, node) if rewrite is not None else 0
+            if found:
+                graph.remove_unused(main)
+                infer_shapes(model)
+            changed += found
         trainable.check(main, [parameter.value for parameter in masking.parameters(main)], main.outputs)
         return changed
 

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from pqc import graph, layers
+from pqc import graph, layers, opsets
 from pqc.errors import UnsupportedError
 from pqc.names import LAYOUT, OUTPUTS, RESERVED
 from pqc.rewriting import Meaning, Pass, close, explain
@@ -122,6 +122,7 @@ def _convert(model: ir.Model) -> None:
         ) from error
     converted = graph.from_proto(proto)
     model.graph = converted.graph
+    opsets.complete(model.graph, version)
     model.ir_version = graph.IR_VERSION
 
 

@@ -20,6 +20,7 @@ from pqc.functions.losses import DISTILLATION, LOSSES
 from pqc.functions.multiplier import MULTIPLIER
 from pqc.functions.operator import Key, Operator
 from pqc.functions.optimizers import CLIP_BY_NORM, OPTIMIZERS, PULL
+from pqc.functions.pools import AVERAGE_POOL, MAX_POOL
 from pqc.functions.quant import BIPOLAR_QUANT, QUANT
 from pqc.functions.ranking import RANKINGS
 from pqc.functions.scale import SCALES
@@ -59,6 +60,8 @@ def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
         DITHER,
         MULTIPLIER,
         LOOKUP,
+        AVERAGE_POOL,
+        MAX_POOL,
         *COSTS,
         *LEARNED_QUANTIZERS,
         CLIP_BY_NORM,
@@ -75,7 +78,7 @@ def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
 @cache
 def _bodies(methods: tuple[type[Method], ...]) -> dict[Key, onnx.FunctionProto]:
     found = [body for operator in _operators(methods).values() for body in operator.bodies()]
-    found += [one.gradient.to_function_proto() for one in GRADIENTS]
+    found += [body.to_function_proto() for one in GRADIENTS for body in (one.gradient, *one.helpers)]
     for body in found:
         _import_domains(body)
     return {(body.domain, body.name): body for body in found}

@@ -10,6 +10,24 @@ from pqc import graph
 
 def infer_shapes(model: ir.Model) -> None:
     """Fill in shapes and types, through the bodies of pqc's functions too."""
+    _infer(model)
+    while _keep_shapes(model.graph):
+        _infer(model)
+
+
+def _keep_shapes(main: ir.Graph) -> bool:
+    """Whether there was an operator to say of what ONNX does not: that its result has the shape of what enters."""
+    found = False
+    for node in main:
+        if node.op_type != "GroupNormalization" or node.domain or node.inputs[0] is None:
+            continue
+        x, y = node.inputs[0], node.outputs[0]
+        if x.shape is not None and x.dtype is not None and None in (y.shape, y.dtype):
+            y.shape, y.dtype, found = x.shape, x.dtype, True
+    return found
+
+
+def _infer(model: ir.Model) -> None:
     proto = onnx.shape_inference.infer_shapes(graph.to_proto(model), data_prop=True)
     known = {info.name: info for info in (*proto.graph.value_info, *proto.graph.output)}
     for node in model.graph:

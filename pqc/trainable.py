@@ -13,7 +13,7 @@ from pqc.graph import QONNX
 # fmt: off
 OPERATORS = frozenset(
     {
-        "Abs", "Add", "AveragePool", "Cast", "Celu", "Clip", "Concat", "Conv", "Cos", "Div", "Elu", "Erf", "Exp",
+        "Abs", "Add", "AveragePool", "Cast", "Celu", "Clip", "Concat", "Conv", "ConvTranspose", "Cos", "Div", "Elu", "Erf", "Exp",
         "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid",
         "HardSwish", "Identity", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mish", "Mul",
         "Neg", "PRelu", "Pad", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Selu",

@@ -186,6 +186,7 @@ PLACES = {
     "fold-batchnorm": ["normalize"],
     "expand-softmax": ["normalize"],
     "expand-layernorm": ["normalize", "normalize,expand-softmax"],
+    "unroll-recurrent": ["normalize"],
     "legalize": ["normalize,fold-batchnorm"],
     "insert-quant": [FLOAT],
     "calibrate-quant": [QUANTIZED, SCALED, BINARY],

@@ -21,6 +21,7 @@ QUANTIZER = Opset("pqc.quant", 1)
 COST = Opset("pqc.cost", 1)
 LEARNED = Opset("pqc.learned", 1)
 OPTIMIZER = Opset("pqc.optimizer", 1)
+POOL = Opset("pqc.pool", 1)
 
 Key = tuple[str, str]
 

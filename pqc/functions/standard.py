@@ -8,6 +8,7 @@ import onnx
 from onnxscript import FLOAT, OnnxFunction, script
 from onnxscript import opset21 as op
 
+from pqc.functions.convolutions import ConvTransposeGrad, Cut, Swapped
 from pqc.functions.fixed_quant import Shared
 from pqc.functions.operator import GRADIENT
 
@@ -130,6 +131,7 @@ class StandardGradient:
     gradient: OnnxFunction
     arguments: tuple[str, ...]
     results: tuple[str, ...] = ("GI(0)",)
+    helpers: tuple[OnnxFunction, ...] = ()
 
 
 GRADIENTS = (
@@ -146,4 +148,7 @@ GRADIENTS = (
     StandardGradient("Celu", CeluGrad, ("GO(0)", "I(0)")),
     StandardGradient("Mish", MishGrad, ("GO(0)", "I(0)")),
     StandardGradient("ReduceMax", ReduceMaxGrad, ("GO(0)", "I(0)", "O(0)")),
+    StandardGradient(
+        "ConvTranspose", ConvTransposeGrad, ("GO(0)", "I(0)", "I(1)"), ("GI(0)", "GI(1)", "GI(2)"), (Cut, Swapped)
+    ),
 )
