@@ -84,6 +84,9 @@ def slices(main: ir.Graph, node: ir.Node) -> int:
 
 def _lengths(node: ir.Node, axis: int) -> list[int]:
     """How long each output is along `axis`."""
+    given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if given is not None:
+        return [int(length) for length in given]
     dims = [None if output.shape is None else output.shape[axis] for output in node.outputs]
     lengths = [dim for dim in dims if isinstance(dim, int)]
     if len(lengths) < len(dims):

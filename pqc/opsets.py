@@ -25,7 +25,10 @@ def complete(main: ir.Graph, version: int) -> None:
 
 
 def _spell_resize(node: ir.Node) -> None:
-    """Upsample, and Resize of opset 10: coordinates are x / scale; nearest is the floor, the ceiling where it shrinks."""
+    """Upsample, and Resize of opset 10, whose coordinates are x / scale.
+
+    Nearest is the floor, and where it shrinks the ceiling.
+    """
     scales = graph.constant(graph.operand(node, 2))
     if scales is None or (np.any(scales < 1) and np.any(scales > 1)):
         raise UnsupportedError(

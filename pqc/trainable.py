@@ -13,12 +13,12 @@ from pqc.graph import QONNX
 # fmt: off
 OPERATORS = frozenset(
     {
-        "Abs", "Add", "AveragePool", "Cast", "Celu", "Clip", "Concat", "Conv", "ConvTranspose", "Cos", "Div", "Elu", "Erf", "Exp",
-        "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid",
-        "HardSwish", "Identity", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mish", "Mul",
-        "Neg", "PRelu", "Pad", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Selu",
-        "Sigmoid", "Sin", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Squeeze", "Sub", "Tanh",
-        "Tile", "Transpose", "Unsqueeze", "Where",
+        "Abs", "Add", "AveragePool", "Cast", "Celu", "Clip", "Concat", "Conv", "ConvTranspose", "Cos", "Div", "Elu",
+        "Erf", "Exp", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool",
+        "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min",
+        "Mish", "Mul", "Neg", "PRelu", "Pad", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu",
+        "Reshape", "Selu", "Sigmoid", "Sin", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Squeeze",
+        "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
     }
 )
 # fmt: on

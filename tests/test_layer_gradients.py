@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
-from layer_cases import CASES, REFUSED
+from conftest import content, initializers, make_mlp, onnx_model, text_of
+from layer_cases import CASES, REFUSED, recurrent
 
-from pqc import engine, graph, pipeline
+from pqc import engine, graph, layers, masking, pipeline
 from pqc.errors import UnsupportedError
-from pqc.names import layout
+from pqc.names import layout, unpacked
 from pqc.samples import sample
 
 CHAIN = "normalize,fold-constants,fold-batchnorm,lower-gemm,legalize"
@@ -78,3 +81,108 @@ def test_single_variants_are_refused_by_name(name: str) -> None:
         pipeline.run(case.model(), CHAIN)
     assert str(caught.value).startswith("node '")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
+def test_a_batch_may_come_first(operator: str, direction: str) -> None:
+    """layout=1, which the engine does not run, computes what layout=0 does between transpositions."""
+    case = recurrent(operator, "wrb", "yh", direction=direction)
+    model = case.model()
+    first = graph.copy(model)
+    node = next(one for one in first.graph if one.op_type == operator)
+    node.attributes["layout"] = ir.AttrInt64("layout", 1)
+    for turn in [one for one in first.graph if one.op_type == "Transpose"]:
+        order = {"t": [0, 1, 2], "ot": [0, 1, 2, 3], "oht": [0, 1, 2]}[str(turn.outputs[0].name)]
+        turn.attributes["perm"] = ir.AttrInt64s("perm", order)
+    feeds = sample(model, 3)
+    expected = engine.evaluate(model, feeds)["y"]
+    pipeline.run(first, CHAIN)
+    np.testing.assert_allclose(engine.evaluate(first, feeds)["y"], expected, rtol=0, atol=2e-6)
+
+
+UNROLLED = """(float[n,2] x) => (float[2,n,1] y)
+t = Transpose <perm: ints = [1, 0]> (x)
+u = Unsqueeze (t, axis)
+RNN_o.slice.out = Slice (u, RNN_o.step, RNN_o.step_1, RNN_o.time)
+RNN_o.slice_1.out = Slice (u, RNN_o.step_1, RNN_o.step_2, RNN_o.time)
+RNN_o.entering.out = Squeeze (RNN_o.slice.out, RNN_o.time)
+RNN_o.entering_1.out = Squeeze (RNN_o.slice_1.out, RNN_o.time)
+RNN_o.forward.input.out = MatMul (RNN_o.entering.out, RNN_o.forward.input.weight)
+RNN_o.forward.biased.out = Add (RNN_o.forward.input.out, RNN_o.forward.input.bias)
+RNN_o.forward.hidden.out = Tanh (RNN_o.forward.biased.out)
+RNN_o.forward.input_1.out = MatMul (RNN_o.entering_1.out, RNN_o.forward.input.weight)
+RNN_o.forward.biased_1.out = Add (RNN_o.forward.input_1.out, RNN_o.forward.input.bias)
+RNN_o.forward.state.out = MatMul (RNN_o.forward.hidden.out, RNN_o.forward.state.weight)
+RNN_o.forward.sum.out = Add (RNN_o.forward.biased_1.out, RNN_o.forward.state.out)
+RNN_o.forward.hidden_1.out = Tanh (RNN_o.forward.sum.out)
+RNN_o.steps.out = Unsqueeze (RNN_o.forward.hidden.out, RNN_o.steps.axis)
+RNN_o.steps_1.out = Unsqueeze (RNN_o.forward.hidden_1.out, RNN_o.steps.axis)
+RNN_o.steps.joined.out = Concat <axis: int = 0> (RNN_o.steps.out, RNN_o.steps_1.out)
+RNN_o.sequence.out = Unsqueeze (RNN_o.steps.joined.out, RNN_o.sequence.axis)
+y = Squeeze (RNN_o.sequence.out, one)"""
+
+
+def test_unroll_recurrent() -> None:
+    model = onnx_model(
+        """(float[n,2] x) => (y) {
+            t = Transpose <perm: ints = [1, 0]> (x)
+            u = Unsqueeze (t, axis)
+            o = RNN <hidden_size: int = 1> (u, w, r, b)
+            y = Squeeze (o, one)
+        }""",
+        axis=np.array([2]),
+        one=np.array([1]),
+        w=[[[0.5]]],
+        r=[[[0.25]]],
+        b=[[1.0, 2.0]],
+    )
+    pipeline.run(model, "normalize,unroll-recurrent")
+    assert text_of(model) == UNROLLED
+    arrays = initializers(model)
+    assert arrays["RNN_o.forward.input.weight"] == 0.5 and arrays["RNN_o.forward.state.weight"] == 0.25
+    assert arrays["RNN_o.forward.input.bias"] == 3
+
+
+def test_unroll_recurrent_leaves_other_layers() -> None:
+    model = make_mlp()
+    pipeline.run(model, "normalize")
+    before = content(model)
+    pipeline.run(model, "unroll-recurrent")
+    assert text_of(model) == text_of(graph.from_proto(onnx.load_model_from_string(before)))
+
+
+LEARNED = "insert-quant{weights=1,1,6/per_channel biases=1,1,6 inputs=1,3,6}"
+REACHED = {
+    "masks": f"{LEARNED},insert-masks{{method=cs}}",
+    "learned bits": "insert-quant{weights=1,1,4/per_weight/bits inputs=1,3,4/bits}",
+}
+
+
+CONVOLUTIONS = ("groups", "bias", "plain 1-D")
+SEQUENCES = ("LSTM bidirectional states", "GRU forward reset last", "RNN reverse")
+
+
+@pytest.mark.parametrize(
+    ("name", "compression"),
+    [*((name, "masks") for name in (*CONVOLUTIONS, *SEQUENCES)), *((name, "learned bits") for name in CONVOLUTIONS)],
+)
+def test_quantizers_masks_and_bit_operations_reach_the_weights(name: str, compression: str) -> None:
+    """Every matrix and kernel has its quantizer, its mask and a count, and the gradient goes through them."""
+    model = CASES[name].model()
+    pipeline.run(model, f"{CHAIN},{REACHED[compression]}")
+    found = {layer.weight: layer for layer in layers.layers(model.graph)}
+    assert len(found) > 1
+    for weight, layer in found.items():
+        assert all(layers.is_quant(reader) or layers.applies_mask(reader) for reader in weight.consumers()), layer.name
+    if compression == "masks":
+        sites = {site.weight for site in masking.masks(model.graph)}
+        assert sites >= found.keys() - {
+            layer.weight for layer in found.values() if layer.node in layers.last(model.graph)
+        }
+    costs = "attach-costs," if compression == "learned bits" else ""
+    pipeline.run(model, f"attach-loss{{loss=mse}},{costs}expose-parameters,differentiate")
+    gradient = engine.evaluate(model, sample(model, 3))["theta_grad"]
+    assert np.isfinite(gradient).all()
+    pieces = unpacked(gradient, layout(model))
+    assert all(np.any(pieces[str(weight.name)] != 0) for weight in found)

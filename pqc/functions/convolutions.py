@@ -22,7 +22,6 @@ def Cut(x: FLOAT, like: FLOAT) -> FLOAT:
 @script(GRADIENT, default_opset=op)
 def Swapped(x: FLOAT) -> FLOAT:
     """x with its first two axes exchanged, [N, C, ...] to [C, N, ...]."""
-    shape = op.Shape(x)
     first, second, rest = op.Shape(x, start=0, end=1), op.Shape(x, start=1, end=2), op.Shape(x, start=2)
     flat = op.Reshape(x, op.Concat(first, second, op.Constant(value_ints=[-1]), axis=0))
     return op.Reshape(op.Transpose(flat, perm=[1, 0, 2]), op.Concat(second, first, rest, axis=0))

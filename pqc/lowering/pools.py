@@ -17,7 +17,8 @@ def lower(main: ir.Graph, node: ir.Node) -> int:
     Leaves ceil_mode where an AveragePool counts its pads, and where the engine does not take as many pads.
 
     Raises:
-        UnsupportedError: the last window holds nothing of the image, on which the engine's shapes disagree; or indices that count column by column are read.
+        UnsupportedError: the last window holds nothing of the image, on which the engine's shapes disagree; or indices
+            that count column by column are read.
     """
     return int(_by_rows(node) + _without_ceiling(node) > 0)
 
@@ -131,4 +132,4 @@ def _held(node: ir.Node, axis: int, size: int, results: int) -> np.ndarray:
     stride, dilation = (node.attributes.get_ints(name, ones)[axis] for name in ("strides", "dilations"))
     first = np.arange(results) * stride - node.attributes.get_ints("pads", none)[axis]
     places = first[:, None] + np.arange(width) * dilation
-    return np.sum((places >= 0) & (places < size), axis=1)
+    return np.asarray(np.sum((places >= 0) & (places < size), axis=1))

@@ -64,6 +64,12 @@ class Cell:
         )
         return outputs
 
+    def part(self, value: ir.Value, index: int) -> ir.Value:
+        """The piece `index` by itself: a Split with a piece that nobody reads has no right gradient."""
+        bounds = [index * self.hidden, (index + 1) * self.hidden, -1]
+        places = [self.write.numbers([number], f"{self.title}.part") for number in bounds]
+        return self.add("Slice", [value, *places], "gate")
+
     def summed(self, x: ir.Value, h: ir.Value | None, index: int = 0) -> ir.Value:
         """x + h R; h is zero in a first step."""
         return x if h is None else self.add("Add", [x, self.add("MatMul", [h, self.recurrent[index]], "state")], "sum")
@@ -185,7 +191,8 @@ def _initial(write: Writer, node: ir.Node, place: int, index: int, count: int) -
 def _lstm(cell: Cell, x: ir.Value, h: ir.Value | None, c: ir.Value | None) -> State:
     """c' = f c + i g, h' = o tanh(c'); the gates lie as i, o, f, g."""
     gate, candidate, end = cell.functions
-    i, o, f, g = cell.split(cell.summed(x, h), 4)
+    x = cell.summed(x, h)
+    i, o, f, g = cell.split(x, 4) if c is not None else (cell.part(x, 0), cell.part(x, 1), None, cell.part(x, 3))
     fresh = cell.add("Mul", [cell.add(gate, [i], "in"), cell.add(candidate, [g], "new")], "fresh")
     if c is not None:
         fresh = cell.add("Add", [cell.add("Mul", [cell.add(gate, [f], "forget"), c], "kept"), fresh], "cell")
@@ -195,22 +202,24 @@ def _lstm(cell: Cell, x: ir.Value, h: ir.Value | None, c: ir.Value | None) -> St
 def _gru(cell: Cell, x: ir.Value, h: ir.Value | None, _: ir.Value | None) -> State:
     """h' = n + z (h - n), n = tanh(x + (r h) R), or tanh(x + r (h R + b)) where the reset comes last."""
     gate, candidate = cell.functions
-    z, r, n = cell.split(x, 3)
+    resets = h is not None or (cell.reset_last and cell.inner is not None)
+    z, r, n = cell.split(x, 3) if resets else (cell.part(x, 0), None, cell.part(x, 2))
     if h is not None:
         state = cell.split(cell.add("MatMul", [h, cell.recurrent[0]], "state"), 2)
         z, r = (cell.add("Add", [one, other], "sum") for one, other in zip((z, r), state, strict=True))
-    update, reset = cell.add(gate, [z], "update"), cell.add(gate, [r], "reset")
-    n = cell.add(candidate, [_candidate(cell, n, h, reset)], "new")
+    update = cell.add(gate, [z], "update")
+    if r is not None:
+        n = _with_reset(cell, n, h, cell.add(gate, [r], "reset"))
+    n = cell.add(candidate, [n], "new")
     change = cell.add("Neg", [n], "change") if h is None else cell.add("Sub", [h, n], "change")
     return cell.add("Add", [n, cell.add("Mul", [update, change], "kept")], "hidden"), None
 
 
-def _candidate(cell: Cell, n: ir.Value, h: ir.Value | None, reset: ir.Value) -> ir.Value:
+def _with_reset(cell: Cell, n: ir.Value, h: ir.Value | None, reset: ir.Value) -> ir.Value:
+    """n + (r h) R, or n + r (h R + b); one of h and b is there."""
     if not cell.reset_last:
-        return n if h is None else cell.summed(n, cell.add("Mul", [reset, h], "shown"), 1)
+        return cell.summed(n, cell.add("Mul", [reset, h], "shown"), 1)
     product = cell.inner if h is None else cell.add("MatMul", [h, cell.recurrent[1]], "candidate")
-    if product is None:
-        return n
     if h is not None and cell.inner is not None:
         product = cell.add("Add", [product, cell.inner], "candidate.biased")
     return cell.add("Add", [n, cell.add("Mul", [reset, product], "shown")], "sum")

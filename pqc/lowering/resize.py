@@ -69,7 +69,10 @@ def _matrix(node: ir.Node, axis: int, axes: list[int]) -> np.ndarray:
     """What the node makes of the unit vectors along `axis`, [outputs, inputs], the same along the other axes."""
     before, after = graph.operand(node, 0).shape, node.outputs[0].shape
     assert before is not None and after is not None
-    kept, made = ([int(shape[one]) if one in axes else 1 for one in range(len(before))] for shape in (before, after))
+    kept, made = (
+        [dim if one in axes and isinstance(dim, int) else 1 for one, dim in enumerate(shape)]
+        for shape in (before, after)
+    )
     x, y = ir.val("x", ir.DataType.FLOAT, kept), ir.val("y", ir.DataType.FLOAT, made)
     scales = _scales(node)
     given = ir.tensor(np.array(made, np.int64) if scales is None else scales, name="given")

@@ -17,9 +17,8 @@ def lower(main: ir.Graph, node: ir.Node) -> int:
     """
     attributes = node.attributes
     padding = attributes.get_ints("output_padding", ())
-    if any(
-        rows >= stride for rows, stride in zip(padding, attributes.get_ints("strides", [1] * len(padding)), strict=True)
-    ):
+    steps = attributes.get_ints("strides", [1] * len(padding))
+    if any(rows >= steps[axis] for axis, rows in enumerate(padding)):
         raise UnsupportedError(
             f"the engine computes ConvTranspose wrongly where output_padding is not less than the stride: {padding}",
             at=f"node '{node.name}'",
