@@ -29,9 +29,9 @@ class Legalize(Pass):
     def rewrite(self, model: ir.Model) -> int:
         main = model.graph
         changed = 0
-        for rewrites in (lowering.REWRITES, _REWRITES):
+        for rewrites, nodes in ((lowering.REWRITES, _trained(main)), (_REWRITES, main)):
             found = 0
-            for node in list(main):
+            for node in list(nodes):
                 rewrite = rewrites.get(node.op_type) if not node.domain else None
                 found += rewrite(main, node) if rewrite is not None else 0
             if found:
@@ -40,6 +40,17 @@ class Legalize(Pass):
             changed += found
         trainable.check(main, [parameter.value for parameter in masking.parameters(main)], main.outputs)
         return changed
+
+
+def _trained(main: ir.Graph) -> list[ir.Node]:
+    """The nodes that a trained tensor reaches, those included whose own tensors become trained."""
+    reached = {parameter.value for parameter in masking.parameters(main)}
+    found = []
+    for node in main:
+        if node.op_type in lowering.TRAINED or any(value in reached for value in node.inputs):
+            reached.update(node.outputs)
+            found.append(node)
+    return found
 
 
 def _chain(main: ir.Graph, node: ir.Node) -> int:

@@ -18,6 +18,7 @@ class UnrollRecurrent(Pass):
     LSTM(x, W, R, B) → for each step MatMul(x, W) + b + MatMul(h, R), its gates as Sigmoid and Tanh, and the new state.
     The matrices are weights of layers, which quantizers and masks reach, and all steps share them. legalize does the
     same; by itself it shows what becomes of a layer.
+    Leaves every other operator alone.
     Raises UnsupportedError for sequence lengths, peepholes, clipping, coupled gates, activations with parameters,
     weights that are computed or shared, and a number of steps that is not fixed.
     """

@@ -101,6 +101,22 @@ def test_a_batch_may_come_first(operator: str, direction: str) -> None:
     np.testing.assert_allclose(engine.evaluate(first, feeds)["y"], expected, rtol=0, atol=2e-6)
 
 
+def test_what_no_weight_reaches_is_left_alone() -> None:
+    """A Resize that would be refused behind a layer, before the first one."""
+    model = onnx_model(
+        """(float[n,2,4,5] x) => (y) {
+            r = Resize <mode: string = "linear",
+                coordinate_transformation_mode: string = "tf_crop_and_resize"> (x, roi, scales)
+            y = Conv (r, w)
+        }""",
+        w=np.ones((1, 2, 1, 1)),
+        roi=np.array([0, 0, 0.1, 0.1, 1, 1, 0.9, 0.9], np.float32),
+        scales=np.array([1, 1, 2, 2], np.float32),
+    )
+    pipeline.run(model, CHAIN)
+    assert [node.op_type for node in model.graph] == ["Resize", "Conv"]
+
+
 UNROLLED = """(float[n,2] x) => (float[2,n,1] y)
 t = Transpose <perm: ints = [1, 0]> (x)
 u = Unsqueeze (t, axis)

@@ -21,3 +21,5 @@ REWRITES: Mapping[str, Callable[[ir.Graph, ir.Node], int]] = {
     "RNN": recurrent.lower,
 }
 """Each changes the graph in place and returns how many nodes it rewrote, 0 or 1."""
+TRAINED = REWRITES.keys() - {"Resize", "AveragePool", "MaxPool"}
+"""Those with weights of their own."""
