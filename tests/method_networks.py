@@ -116,8 +116,7 @@ NETWORKS = {
         96,
     ),
 }
-TRAINABLE = [name for name in NETWORKS if "transpose" not in name]
-"""The engine does not differentiate ConvTranspose."""
+TRAINABLE = list(NETWORKS)
 
 
 def written(options: Options) -> str:
