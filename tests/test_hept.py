@@ -30,7 +30,7 @@ from pqc.workflows.compression import NORMALIZE
 TRACKER = tracking.DETECTOR
 
 
-def network(task: str, **outputs: str) -> ir.Model:
+def network(task: str) -> ir.Model:
     """A committed network, normalized."""
     model = graph.load(TABLE[f"hept_{task}"].path())
     pipeline.run(model, NORMALIZE)
@@ -41,6 +41,13 @@ def rows(task: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Events of the committed test sample."""
     with np.load(TABLE[f"hept_{task}"].data_path() / "test.npz") as arrays:
         return arrays["x"][:count].astype(np.float32), arrays["y"][:count].astype(np.float32)
+
+
+def without_ties(task: str, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Events moved a little off the numbers of half precision, so that no two points have equal coordinates."""
+    x, _ = rows(task, count)
+    moved = x[..., 1:] + x[..., :1] * rng.normal(0, 1e-3, (*x.shape[:2], x.shape[2] - 1)).astype(np.float32)
+    return np.concatenate([x[..., :1], moved], axis=-1)
 
 
 def inner(model: ir.Model, x: np.ndarray, names: list[str]) -> list[np.ndarray]:
@@ -80,15 +87,8 @@ def test_hashes_sorts_and_blocks_equal_the_reference(task: str) -> None:
     parts = attention_parts(model)
     found = dict(zip(parts, inner(model, x, list(parts.values())), strict=True))
     stored = {name: graph.stored(value) for name, value in model.graph.initializers.items()}
-    lengths, stride, projections = (
-        next(array for array in stored.values() if array.shape == shape)
-        for shape in (
-            (1, size.heads, size.tables, 1),
-            (1, size.heads, size.tables, 1),
-            (size.heads, size.tables, size.width + len(size.coordinates)),
-        )
-    )
-    del lengths, stride
+    shape = (size.heads, size.tables, size.width + len(size.coordinates))
+    projections = next(array for array in stored.values() if array.shape == shape)
     for event, head in np.ndindex(len(x), size.heads):
         real = x[event, :, 0] > 0
         query, both = found["query"][event, head], found["both"][event, head]
@@ -117,14 +117,14 @@ def test_hashes_sorts_and_blocks_equal_the_reference(task: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_embeddings_follow_a_permutation_of_the_points(task: str, rng: np.random.Generator) -> None:
     model = network(task)
-    x, _ = rows(task, 4)
+    x = without_ties(task, 4, rng)
     order = rng.permutation(x.shape[1])
     output = str(model.graph.outputs[0].name)
     first, second = engine.evaluate(model, {"x": x})[output], engine.evaluate(model, {"x": x[:, order]})[output]
     real = x[..., 0] > 0
     close = np.isclose(first[:, order], second, rtol=1e-3, atol=1e-3).reshape(len(x), x.shape[1], -1).all(axis=-1)
-    # Points of equal coordinates, which half precision makes, may go to another block: they are few.
-    assert close[real[:, order]].mean() > 0.9
+    # A rounding of a hash may move a point across the border of a block: they are few.
+    assert close[real[:, order]].mean() > 0.98
     assert first[real].std() > 0.05
 
 
@@ -141,26 +141,17 @@ def test_padding_changes_nothing(task: str) -> None:
     np.testing.assert_array_equal(first, second)
 
 
-def test_no_gradient_goes_through_the_sort() -> None:
-    """Through a gather, but neither through its indices nor through what orders them."""
+def test_gradient_through_a_gather_by_a_sort() -> None:
+    """Values follow the order; the operators that only make indices need no gradient of their own."""
     model = onnx_model(
-        "(float[n,6] x) => (float[n,6] y) { h = MatMul (x, w) g = MatMul (h, v) m = ReduceMin <keepdims: int = 1> (g, axis)"
-        " k = Sub (g, m) unread, i = TopK <axis: int = 1> (k, six) t = GatherElements <axis: int = 1> (h, i)"
+        "(float[n,6] x) => (float[n,6] y) { h = MatMul (x, w) m = ReduceMin <keepdims: int = 1> (h, axis)"
+        " k = Sub (h, m) unread, i = TopK <axis: int = 1> (k, six) t = GatherElements <axis: int = 1> (h, i)"
         " y = Tanh (t) }",
         w=np.random.default_rng(8).normal(0, 0.5, (6, 6)),
-        v=np.random.default_rng(9).normal(0, 0.5, (6, 6)),
         axis=np.array([1]),
         six=np.array([6]),
     )
-    model.graph.initializers["v"].name = "order.constant"
-    left = onnx_model(
-        "(float[n,6] x) => (float[n,6] y) { h = MatMul (x, w) unread, i = TopK <axis: int = 1> (x, six)"
-        " t = GatherElements <axis: int = 1> (h, i) y = Tanh (t) }",
-        w=np.random.default_rng(8).normal(0, 0.5, (6, 6)),
-        six=np.array([6]),
-    )
-    assert_finite_differences(left, f"normalize,legalize,{TRAIN}", step=2e-3, size=0.5)
-    pipeline.run(model, "normalize")
+    assert_finite_differences(model, f"normalize,legalize,{TRAIN}", step=2e-4, size=0.5)
 
 
 # Losses and metrics
@@ -341,7 +332,7 @@ def test_the_schedule_prunes_to_the_published_share(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_network_equals_its_export(task: str) -> None:
+def test_the_network_equals_its_export(task: str, rng: np.random.Generator) -> None:
     torch = pytest.importorskip("torch")
     from pqc.models.hept.network import Hept
 
@@ -351,10 +342,10 @@ def test_the_network_equals_its_export(task: str) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(np.array(stored[name])))
-        x, _ = rows(task, 3)
+        x = without_ties(task, 3, rng)
         expected = model(torch.from_numpy(x)).numpy()
     found = next(iter(engine.evaluate(graph.load(path), {"x": x}).values()))
     real = x[..., 0] > 0
     # rtol, atol: two implementations of float32, and a point on the border of a block may move to the next.
     close = np.isclose(found, expected, rtol=1e-3, atol=1e-3).reshape(*real.shape, -1).all(axis=-1)
-    assert close[real].mean() > 0.95
+    assert close[real].mean() > 0.98
