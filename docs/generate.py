@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from operator_table import operator_page
 
 from pqc import errors
 from pqc.cli import cli
@@ -174,7 +175,7 @@ def walk(title: str, command: click.Command) -> Iterator[tuple[str, click.Comman
         yield from walk(f"{title} {name}", inner)
 
 
-PAGES = {"passes.md": passes, "errors.md": error_reference, "cli.md": commands}
+PAGES = {"passes.md": passes, "errors.md": error_reference, "cli.md": commands, "operators.md": operator_page}
 
 
 def render() -> dict[Path, str]:

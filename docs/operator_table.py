@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import onnx
 
-from pqc import ebops, grids, layers, quantization_check, trainable, unary
+from pqc import ebops, grids, layers, quantization_check, unary
+from pqc import operator_table as treatment
 from pqc.graph import OPSET
 from pqc.hardware import rules
 from pqc.passes.normalize import RANDOM
@@ -17,8 +18,8 @@ What happens to each operator of ONNX's opset 21; those of other opsets are conv
 own are written out. An operator that is not in the table, or is refused, is named with its node before anything runs.
 
 - **imports**: `pqc import` and every other verb read it.
-- **trains**: a gradient passes it: `yes` by the engine's own gradient, `own` by one of pqc's, `rewritten` into others by
-  `legalize`, `none needed` where its results are whole numbers or truth values, `zero` where its derivative is zero
+- **trains**: a gradient passes it: `yes` by the engine's own gradient, `own` by one of pqc's, `rewritten` by `legalize`
+  into others, `dropped` by `normalize`, `none needed` where its results are whole numbers or truth values, `zero` where its derivative is zero
   wherever there is one. Each is compared with finite differences in every form that it has (tests/operator_cases.py,
   tests/layer_cases.py). `no` is refused where a trained weight reaches it.
 - **quantizes**: `inputs` get a quantizer each; `function`: it is part of a function of one number, which gets one on
@@ -39,7 +40,7 @@ LOWERED = {
 """What a pass turns into operators that hls4ml takes."""
 
 
-def operator_table() -> Iterator[str]:
+def operator_page() -> Iterator[str]:
     """The page, a row for each operator that is not deprecated."""
     yield INTRODUCTION
     for name in names():
@@ -58,17 +59,18 @@ def names() -> list[str]:
 def trains(name: str) -> str:
     """How a gradient passes."""
     table = {
-        "yes": trainable.ENGINE,
-        "own": trainable.OWN,
-        "rewritten": trainable.REWRITTEN,
-        "zero": trainable.STEPS,
-        "none needed": trainable.NO_GRADIENT,
+        "yes": treatment.ENGINE,
+        "own": treatment.OWN,
+        "rewritten": treatment.REWRITTEN,
+        "zero": treatment.STEPS,
+        "none needed": treatment.NO_GRADIENT,
+        "dropped": treatment.NORMALIZED,
     }
     found = next((word for word, operators in table.items() if name in operators), None)
+    limit = treatment.LIMITS.get(name)
     if found is None:
-        reason = trainable.REFUSED.get(name)
-        return f"no: {reason}" if reason else "no"
-    return found
+        return f"no: {treatment.REFUSED[name]}"
+    return f"{found}: {limit}" if limit else found
 
 
 def quantizes(name: str) -> str:

@@ -19,8 +19,8 @@ ENGINE = frozenset(
 OWN = frozenset(
     {
         "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Celu", "ConvTranspose", "Cosh", "CumSum", "Elu", "Gelu",
-        "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Mod", "PRelu", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
-        "ReduceProd", "Relu", "ReverseSequence", "Selu", "Shrink", "Sinh", "Softplus", "Softsign", "Tan",
+        "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Mod", "PRelu", "ReduceL2", "ReduceLogSumExp", "ReduceMax",
+        "ReduceMin", "ReduceProd", "Relu", "ReverseSequence", "Selu", "Shrink", "Sinh", "Softplus", "Softsign", "Tan",
         "ThresholdedRelu",
     }
 )
@@ -31,7 +31,8 @@ REWRITTEN = frozenset(
     {
         "CastLike", "DepthToSpace", "Einsum", "GRU", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization",
         "InstanceNormalization", "LRN", "LSTM", "LayerNormalization", "LpNormalization", "Mean",
-        "MeanVarianceNormalization", "RNN", "Resize", "ReduceL1", "ReduceLogSum", "ReduceSumSquare", "SpaceToDepth", "Sum",
+        "MeanVarianceNormalization", "RNN", "ReduceL1", "ReduceLogSum", "ReduceSumSquare", "Resize",
+        "SpaceToDepth", "Sum",
     }
 )
 """In other operators, written by the pass legalize."""
