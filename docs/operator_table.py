@@ -19,8 +19,8 @@ own are written out. An operator that is not in the table, or is refused, is nam
 
 - **imports**: `pqc import` and every other verb read it.
 - **trains**: a gradient passes it: `yes` by the engine's own gradient, `own` by one of pqc's, `rewritten` by `legalize`
-  into others, `dropped` by `normalize`, `none needed` where its results are whole numbers or truth values, `zero` where its derivative is zero
-  wherever there is one. Each is compared with finite differences in every form that it has (tests/operator_cases.py,
+  into others, `dropped` by `normalize`, `none needed` where its results are whole numbers or truth values, `zero`
+  where its derivative is zero wherever there is one. Each is compared with finite differences in every form that it has (tests/operator_cases.py,
   tests/layer_cases.py). `no` is refused where a trained weight reaches it.
 - **quantizes**: `inputs` get a quantizer each; `function`: it is part of a function of one number, which gets one on
   each side; `keeps the grid`: what is on a grid before it is on one behind it, so it needs none.
@@ -45,7 +45,7 @@ def operator_page() -> Iterator[str]:
     yield INTRODUCTION
     for name in names():
         cells = (trains(name), quantizes(name), "yes" if name in layers.OUTPUT_AXIS else "", hls4ml(name), counts(name))
-        imports = "no: it gives other numbers each time" if name in RANDOM else "yes"
+        imports = "no: it gives other numbers each time" if name in RANDOM else "" if foreign(name) else "yes"
         yield f"| {name} | {imports} | {' | '.join(cells)} |"
 
 
@@ -54,6 +54,12 @@ def names() -> list[str]:
     known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}
     found = {name for name in known if onnx.defs.has(name, OPSET, "")}
     return sorted(name for name in found if not onnx.defs.get_schema(name, OPSET, "").deprecated)
+
+
+def foreign(name: str) -> bool:
+    """Whether it takes or gives sequences or text, which no network here has: not tried."""
+    reason = treatment.REFUSED.get(name, "")
+    return reason.startswith(("values that are not tensors", "text"))
 
 
 def trains(name: str) -> str:

@@ -61,10 +61,6 @@ def _before(main: ir.Graph, results: Iterable[ir.Value]) -> set[ir.Node]:
     return found
 
 
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype in (None, ir.DataType.FLOAT)
-
-
 def _trains(node: ir.Node, reached: set[ir.Value]) -> bool:
     if node.domain:
         return node.domain == QONNX or node.domain.startswith("pqc.")
