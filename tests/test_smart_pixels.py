@@ -231,4 +231,6 @@ def test_a_short_run_is_exact_in_firmware(tmp_path: Path) -> None:
     bits = {layer["name"]: layer["bits_weight"] for layer in summary["layers"] if layer["weights"]}
     assert bits == {"depthwise": 4, "pointwise": 4, "conv": 4, "fc1": 8, "fc2": 8, "fc3": 8}
     history = json.loads((tmp_path / "out" / "history.json").read_text())
-    assert history[-1]["validation_loss"] < history[0]["loss"]
+    pruned, tuned = (record["validation_loss"] for record in history[-2:])
+    # Everything was pruned at once, in a dozen steps; fine-tuning regains a good part.
+    assert tuned < pruned - 1
