@@ -143,7 +143,7 @@ def test_the_definition_is_that_of_the_file(name: str) -> None:
 # Short runs
 
 
-SHORT = {"phases.training.epochs": "1", "phases.fine_tuning.epochs": "1"}
+SHORT = {"phases.training.epochs": "1", "phases.fine_tuning.epochs": "1", "training.batch": "64"}
 
 
 def run(name: str, data: Path, out: Path) -> dict[str, Any]:
@@ -169,4 +169,4 @@ def test_a_short_run_ends_in_firmware_that_computes_the_same(name: str, few: Pat
     assert summary["clean_equals_trained"] is True
     assert (summary["hls"]["mismatches"], summary["hls"]["samples"]) == (0, 300)
     clean = graph.load(tmp_path / "clean.onnx")
-    assert accuracy(clean, 300) > 0.4
+    assert accuracy(clean, 300) > 0.3
