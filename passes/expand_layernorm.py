@@ -46,7 +46,7 @@ class ExpandLayerNorm(Pass):
     """
 
     title: ClassVar[str] = "expand-layernorm"
-    meaning: ClassVar[Meaning] = close(1e-5)
+    meaning: ClassVar[Meaning] = close(5e-5)
 
     def rewrite(self, model: ir.Model) -> int:
         found = 0
