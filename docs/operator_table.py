@@ -20,8 +20,8 @@ own are written out. An operator that is not in the table, or is refused, is nam
 - **imports**: `pqc import` and every other verb read it.
 - **trains**: a gradient passes it: `yes` by the engine's own gradient, `own` by one of pqc's, `rewritten` by `legalize`
   into others, `dropped` by `normalize`, `none needed` where its results are whole numbers or truth values, `zero`
-  where its derivative is zero wherever there is one. Each is compared with finite differences in every form that it has (tests/operator_cases.py,
-  tests/layer_cases.py). `no` is refused where a trained weight reaches it.
+  where its derivative is zero wherever there is one. Each is compared with finite differences in every form that it has
+  (tests/operator_cases.py, tests/layer_cases.py). `no` is refused where a trained weight reaches it.
 - **quantizes**: `inputs` get a quantizer each; `function`: it is part of a function of one number, which gets one on
   each side; `keeps the grid`: what is on a grid before it is on one behind it, so it needs none.
 - **prunes**: its weights get masks.

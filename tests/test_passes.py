@@ -1029,7 +1029,7 @@ REFUSALS = {
     ),
     "attach-loss{loss=mce}": (
         PassError,
-        "no loss 'mce'; did you mean 'mse'?\nhint: losses: cross-entropy, binary-cross-entropy, mse, l1, huber",
+        "no loss 'mce'; did you mean 'mse'?\nhint: losses: cross-entropy, binary-cross-entropy, mse, l1, huber, gaussian, focal, info-nce",
     ),
     "differentiate": (PassError, "there is no loss or no theta\nhint: run attach-loss,expose-parameters first"),
     "attach-optimizer": (PassError, "there is no gradient\nhint: run differentiate first"),

@@ -29,7 +29,7 @@ def build_model() -> "torch.nn.Module":
         layers = (nn.Conv2d(inputs, outputs, kernel_size=1, bias=False), nn.BatchNorm2d(outputs))
         return nn.Sequential(*layers, nn.ReLU()) if relu else nn.Sequential(*layers)
 
-    class Mixer(nn.Module):  # type: ignore[misc]
+    class Mixer(nn.Module):
         """One block: particles are mixed, then features, each added to what came in."""
 
         def __init__(self) -> None:
