@@ -100,7 +100,12 @@ def _stopped(node: ir.Node, reached: set[ir.Value]) -> bool:
 def _broadcast(node: ir.Node, index: int) -> bool:
     """Whether an operand is stretched, as far as shapes tell; unknown ones are caught in the trial run."""
     value, output = node.inputs[index], node.outputs[0]
-    return value is not None and None not in (value.shape, output.shape) and value.shape != output.shape
+    if value is None or value.shape is None or output.shape is None:
+        return False
+    if len(value.shape) != len(output.shape):
+        return True
+    # Two symbols may be one length.
+    return any(isinstance(one, int) and one != other for one, other in zip(value.shape, output.shape, strict=True))
 
 
 def _refused(node: ir.Node) -> UnsupportedError:
