@@ -724,7 +724,7 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], list[str]]] = {
         [],
     ),
     "no gradient": (
-        "(float[n,4] x) => (float[n,3] y) { h = MatMul (x, w) s = Sign (h) y = MatMul (s, v) }",
+        "(float[n,4] x) => (float[n,3] y) { h = MatMul (x, w) m = Hardmax (h) y = MatMul (m, v) }",
         {"w": (4, 3), "v": (3, 3)},
         [],
     ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,27 @@ class Case:
         model: as the command line takes it; likewise `schedule`.
         factor: what the metric is multiplied by for the table, after `label`.
         label: what is then measured.
+        metric: by name, where it is not the first of the model's.
+        hls: make firmware of it; for the others, the summary says which operators stop hls4ml.
     """
 
     model: str
     schedule: str
     factor: float
     label: str
+    metric: str | None = None
+    hls: bool = True
 
 
-CASES = (Case("smart_pixels", "smart-pixels", -1.0, "mean squared error of the scaled targets"),)
+CASES = (
+    Case("deep_sets", "deep-sets", 100, "accuracy (%)"),
+    Case("mlp_mixer", "mlp-mixer", 100, "accuracy (%)"),
+    Case("smart_pixels", "smart-pixels", -1, "mean squared error of the scaled targets"),
+    Case("resnet20", "resnet20", 100, "accuracy (%)"),
+    Case("autoencoder", "autoencoder", 100, "area under the curve of anomalies (%)", "anomaly_auc"),
+    Case("hept_tracking", "hept-tracking", 100, "neighbour accuracy (%)", hls=False),
+    Case("hept_pileup", "hept-pileup", 100, "average precision (%)", hls=False),
+)
 
 
 def run(case: Case, seed: int) -> dict[str, Any]:
@@ -52,14 +65,14 @@ def run(case: Case, seed: int) -> dict[str, Any]:
     if not path.exists():
         source = workflows.resolve(case.model)
         plan = workflows.load_plan(case.schedule, source, {"training.seed": str(seed)})
-        workflows.run(source, plan, None, folder, workflows.RunOptions())
+        workflows.run(source, plan, None, folder, workflows.RunOptions(hls=case.hls))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
 def row(case: Case, summaries: list[dict[str, Any]]) -> str:
     """A line of the table: means over the seeds, and half the range where they differ."""
-    metric = summaries[0]["metric"]
+    metric = case.metric or summaries[0]["metric"]
     columns = {
         "float": [case.factor * one["float"][metric] for one in summaries],
         "clean": [case.factor * one["clean"][metric] for one in summaries],
@@ -67,10 +80,13 @@ def row(case: Case, summaries: list[dict[str, Any]]) -> str:
     }
     cells = [f"{case.model}: {case.label}", f"`{case.schedule}`", *(spread(values) for values in columns.values())]
     cells += [f"{np.mean([one['ebops'] for one in summaries]):,.0f}"]
-    mismatches = sum(one["hls"]["mismatches"] for one in summaries)
-    samples = sum(one["hls"]["samples"] for one in summaries)
-    cells += [f"{mismatches} of {samples:,}", f"{np.mean([one['seconds'] for one in summaries]):.0f}"]
+    cells += [_firmware(summaries) if case.hls else "none", f"{np.mean([one['seconds'] for one in summaries]):.0f}"]
     return "| " + " | ".join(cells) + " |"
+
+
+def _firmware(summaries: list[dict[str, Any]]) -> str:
+    mismatches = sum(one["hls"]["mismatches"] for one in summaries)
+    return f"{mismatches} of {sum(one['hls']['samples'] for one in summaries):,}"
 
 
 def spread(values: list[float]) -> str:
@@ -79,11 +95,11 @@ def spread(values: list[float]) -> str:
     return f"{middle:.4g} ± {half:.2g}" if half else f"{middle:.4g}"
 
 
-def table(seeds: list[int]) -> str:
-    """All cases as Markdown."""
+def table(cases: Sequence[Case], seeds: list[int]) -> str:
+    """The cases as Markdown."""
     head = ["model: metric", "schedule", "float", "compressed", "weights left (%)", "EBOPs"]
     head += ["firmware mismatches", "seconds"]
-    rows = [row(case, [run(case, seed) for seed in seeds]) for case in CASES]
+    rows = [row(case, [run(case, seed) for seed in seeds]) for case in cases]
     lines = [f"Seeds {', '.join(map(str, seeds))}; mean and half the range.", ""]
     return "\n".join([*lines, "| " + " | ".join(head) + " |", "|---" * len(head) + "|", *rows])
 
@@ -92,13 +108,18 @@ def main() -> None:
     """Run what has not run yet, and write the block of the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    text = table(parser.parse_args().seeds)
+    parser.add_argument("--models", nargs="+", help="only these; the page is left alone then")
+    options = parser.parse_args()
+    chosen = [case for case in CASES if not options.models or case.model in options.models]
+    text = table(chosen, options.seeds)
+    print(text)
+    if options.models:
+        return
     page = HERE / "docs" / "results.md"
     before, rest = page.read_text().split(BEGIN)
     temporary = page.with_name(page.name + ".tmp")
     temporary.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
     temporary.replace(page)
-    print(text)
 
 
 if __name__ == "__main__":
