@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from operator_cases import CASES
 from reference_operators import OPERATORS
 
-from pqc import engine, graph, masking, operator_table, pipeline
+from pqc import engine, graph, masking, operator_table, pipeline, workflows
 from pqc.errors import UnsupportedError
 from pqc.functions.standard import GRADIENTS
 from pqc.names import layout
@@ -244,3 +245,16 @@ def test_what_cannot_be_trained_through_is_refused_by_name(operator: str) -> Non
     with pytest.raises(UnsupportedError, match=reason) as caught:
         pipeline.run(model, "normalize,fold-constants,legalize")
     assert operator in caught.value.message
+
+
+def test_a_step_trains_under_quantizers_and_masks(tmp_path: Path) -> None:
+    """The gradient of a step is zero, and the layer behind it is trained."""
+    random = np.random.default_rng(0)
+    text = "(float[n,4] x) => (float[n,3] y) { h = MatMul (x, w) s = Sign (h) y = MatMul (s, v) }"
+    graph.save(onnx_model(text, w=random.normal(size=(4, 3)), v=random.normal(size=(3, 3))), tmp_path / "m.onnx")
+    x = random.normal(size=(300, 4)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=x[:, :3].argmax(1))
+    plan = workflows.load_plan("cs-demo", None, {"phases.training.epochs": "2"})
+    source = workflows.resolve(str(tmp_path / "m.onnx"))
+    summary = workflows.run(source, plan, tmp_path / "d.npz", tmp_path / "out", workflows.RunOptions(hls=False))
+    assert summary["clean_equals_trained"]
