@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from pqc import graph
 from pqc.errors import UnsupportedError
-from pqc.lowering.writer import Writer
 from pqc.trained_constants import GAIN, SHIFT
+from pqc.writer import Writer
 
 BY_GROUPS = ("InstanceNormalization", "GroupNormalization")
 
@@ -68,7 +68,7 @@ def _by_groups(main: ir.Graph, node: ir.Node, groups: int) -> int:
 
 def _normalized(write: Writer, x: ir.Value, axes: range | list[int]) -> tuple[ir.Value, ir.Value, ir.Value]:
     """(x - mean) r, the mean, and r = (variance + epsilon)^-1/2."""
-    places = write.numbers(list(axes), "axes")
+    places = write.integers(list(axes), "axes")
     mean = write.add("ReduceMean", [x, places], "mean")
     centered = write.add("Sub", [x, mean], "centered")
     variance = write.add("ReduceMean", [write.add("Mul", [centered, centered], "square"), places], "variance")

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from pqc import engine, graph
 from pqc.errors import UnsupportedError
 from pqc.functions.pools import AVERAGE_POOL, MAX_POOL
-from pqc.lowering.writer import Writer
+from pqc.writer import Writer
 
 
 def lower(main: ir.Graph, node: ir.Node) -> int:

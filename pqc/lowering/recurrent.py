@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from pqc import graph
 from pqc.errors import UnsupportedError
-from pqc.lowering.writer import Writer
+from pqc.writer import Writer
 
 FUNCTIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 KNOWN = frozenset({"Relu", "Sigmoid", "Softplus", "Softsign", "Tanh"})
@@ -58,7 +58,7 @@ class Cell:
         """`value` in `count` pieces of H columns."""
         write, name = self.write, self.write.names.new(f"{self.write.origin.name}.{self.title}.gates")
         outputs = [ir.val(write.names.new(f"{name}.out"), ir.DataType.FLOAT) for _ in range(count)]
-        sizes = write.numbers([self.hidden] * count, f"{self.title}.gates.sizes")
+        sizes = write.integers([self.hidden] * count, f"{self.title}.gates.sizes")
         write.main.insert_before(
             write.origin, ir.node("Split", [value, sizes], {"axis": -1}, name=name, outputs=outputs)
         )
@@ -67,7 +67,7 @@ class Cell:
     def part(self, value: ir.Value, index: int) -> ir.Value:
         """The piece `index` by itself: a Split with a piece that nobody reads has no right gradient."""
         bounds = [index * self.hidden, (index + 1) * self.hidden, -1]
-        places = [self.write.numbers([number], f"{self.title}.part") for number in bounds]
+        places = [self.write.integers([number], f"{self.title}.part") for number in bounds]
         return self.add("Slice", [value, *places], "gate")
 
     def summed(self, x: ir.Value, h: ir.Value | None, index: int = 0) -> ir.Value:
@@ -145,8 +145,8 @@ def _steps(write: Writer, x: ir.Value, time: int) -> list[ir.Value]:
             at=f"node '{node.name}'",
             hint="export the model with a fixed sequence length",
         )
-    places = [write.numbers([step], "step") for step in range(length + 1)]
-    axis = write.numbers([time], "time")
+    places = [write.integers([step], "step") for step in range(length + 1)]
+    axis = write.integers([time], "time")
     pieces = [write.add("Slice", [x, *places[step : step + 2], axis], "slice") for step in range(length)]
     return [write.add("Squeeze", [piece, axis], "entering") for piece in pieces]
 
@@ -183,9 +183,9 @@ def _initial(write: Writer, node: ir.Node, place: int, index: int, count: int) -
         return None
     axis = node.attributes.get_int("layout", 0)
     if count > 1:
-        bounds = [write.numbers([one], "direction") for one in (index, index + 1, axis)]
+        bounds = [write.integers([one], "direction") for one in (index, index + 1, axis)]
         value = write.add("Slice", [value, *bounds], "direction")
-    return write.add("Squeeze", [value, write.numbers([axis], "direction.axis")], "initial")
+    return write.add("Squeeze", [value, write.integers([axis], "direction.axis")], "initial")
 
 
 def _lstm(cell: Cell, x: ir.Value, h: ir.Value | None, c: ir.Value | None) -> State:
@@ -251,6 +251,6 @@ def _joined(write: Writer, values: list[ir.Value | None], axis: int, title: str)
     found = [value for value in values if value is not None]
     if not found:
         return None
-    place = write.numbers([axis], f"{title}.axis")
+    place = write.integers([axis], f"{title}.axis")
     wide = [write.add("Unsqueeze", [value, place], title) for value in found]
     return wide[0] if len(wide) == 1 else write.add("Concat", wide, f"{title}.joined", axis=axis)

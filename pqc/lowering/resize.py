@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from pqc import engine, graph
 from pqc.errors import UnsupportedError
-from pqc.lowering.writer import Writer
+from pqc.writer import Writer
 
 
 def lower(main: ir.Graph, node: ir.Node) -> int:
@@ -32,7 +32,7 @@ def lower(main: ir.Graph, node: ir.Node) -> int:
     for axis in axes:
         matrix = _matrix(node, axis, axes)
         if nearest:
-            places = write.numbers([int(place) for place in matrix.argmax(axis=1)], "places")
+            places = write.integers([int(place) for place in matrix.argmax(axis=1)], "places")
             result = write.add("Gather", [result, places], "picked", axis=axis)
         else:
             result = _product(write, write.constant(matrix, "matrix"), result, axis, len(before))

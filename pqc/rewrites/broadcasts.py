@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph
-from pqc.rewrites.writer import Writer
 from pqc.trainable import BROADCASTS
+from pqc.writer import Writer
 
 
 def expand(main: ir.Graph, node: ir.Node) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph
-from pqc.rewrites.writer import Writer
+from pqc.writer import Writer
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from pqc import graph
-from pqc.rewrites.writer import Writer
+from pqc.writer import Writer
 
 
 def depth_to_space(main: ir.Graph, node: ir.Node) -> int:
@@ -111,7 +112,7 @@ def scatter_add(main: ir.Graph, node: ir.Node) -> int:
     write = Writer(main, node)
     data = graph.operand(node, 0)
     zeros = write.add("ConstantOfShape", [write.add("Shape", [data])])
-    axis = {"axis": node.attributes.get_int("axis", 0)} if node.op_type == "ScatterElements" else {}
+    axis: dict[str, Any] = {"axis": node.attributes.get_int("axis", 0)} if node.op_type == "ScatterElements" else {}
     added = write.add(node.op_type, [zeros, *node.inputs[1:]], reduction="add", **axis)
     return write.finish(write.add("Add", [data, added]))
 

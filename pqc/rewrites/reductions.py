@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from pqc import graph
-from pqc.rewrites.writer import Writer
+from pqc.writer import Writer
 
 
 def keep_axes(main: ir.Graph, node: ir.Node) -> int:

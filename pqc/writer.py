@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from pqc import graph
 from pqc.errors import UnsupportedError
+from pqc.trained_constants import TRAINS
 
 
 class Writer:
-    """Writes nodes before `origin`, named after it.
+    """Writes nodes of one output before `origin`, and constants, named after it.
 
     Args:
         main: the graph.
@@ -25,12 +26,29 @@ class Writer:
         self.names = graph.Names(main)
 
     def add(
-        self, operator: str, inputs: Sequence[ir.Value | None], **attributes: int | str | Sequence[int]
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        title: str | None = None,
+        *,
+        trains: str | None = None,
+        **attributes: object,
     ) -> ir.Value:
-        """The only output of a new node."""
-        name = self.names.new(f"{self.origin.name}.{operator.lower()}")
+        """The result of a new node.
+
+        Args:
+            operator: a standard one.
+            inputs: what it reads.
+            title: what to call it; by default, as the operator.
+            trains: the role of its second input, if that is a constant to train.
+            attributes: of the node.
+        """
+        name = self.names.new(f"{self.origin.name}.{title or operator.lower()}")
         output = ir.val(self.names.new(f"{name}.out"))
-        self.main.insert_before(self.origin, ir.node(operator, inputs, attributes, name=name, outputs=[output]))
+        node = ir.node(operator, inputs, attributes, name=name, outputs=[output])
+        if trains is not None:
+            node.metadata_props[TRAINS] = trains
+        self.main.insert_before(self.origin, node)
         return output
 
     def integers(self, numbers: Sequence[int] | np.ndarray, title: str) -> ir.Value:
@@ -41,12 +59,23 @@ class Writer:
         """A float32 scalar."""
         return self.constant(np.asarray(number, np.float32), title)
 
-    def constant(self, array: np.ndarray, title: str) -> ir.Value:
+    def constant(self, array: object, title: str) -> ir.Value:
         """An initializer."""
-        return graph.add_initializer(self.main, self.names.new(f"{self.origin.name}.{title}"), array)
+        return graph.add_initializer(self.main, self.names.new(f"{self.origin.name}.{title}"), np.asarray(array))
+
+    def reshape(self, value: ir.Value, shape: Sequence[int], title: str) -> ir.Value:
+        """`value` in another shape; 0 keeps a length, -1 takes what is left."""
+        return self.add("Reshape", [value, self.integers(shape, f"{title}.shape")], title)
+
+    def replace(self, *results: ir.Value | None) -> None:
+        """Let the readers of `origin` read `results`, and remove it."""
+        for output, result in zip(self.origin.outputs, results, strict=False):
+            if result is not None:
+                graph.replace(output, result)
+        self.main.remove(self.origin, safe=True)
 
     def finish(self, value: ir.Value) -> int:
-        """Put `value` where the operator's result was; always one place."""
+        """Put `value` where the operator's only result was; always one place."""
         result = self.origin.outputs[0]
         if value in self.origin.inputs and result.is_graph_output():
             value = self.add("Identity", [value])
@@ -54,8 +83,7 @@ class Writer:
             value.shape = result.shape
         if value.dtype is None and result.dtype is not None:
             value.dtype = result.dtype
-        graph.replace(result, value)
-        self.main.remove(self.origin, safe=True)
+        self.replace(value)
         return 1
 
     def rank(self, index: int = 0) -> int:
