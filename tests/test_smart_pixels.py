@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pqc import engine, graph, workflows
+from pqc import engine, files, graph, workflows
 from pqc.errors import DataError
 from pqc.models import TABLE
 from pqc.models.smart_pixels import convert, generate
@@ -218,7 +218,7 @@ def test_a_short_run_is_exact_in_firmware(tmp_path: Path) -> None:
     """The schedule with one epoch a phase and the whole share pruned in it, on a part of the sample."""
     for split, count in (("train", 3000), ("test", 500)):
         with np.load(MODEL.data_path() / f"{split}.npz") as arrays:
-            generate.save_arrays(tmp_path / f"{split}.npz", x=arrays["x"][:count], y=arrays["y"][:count])
+            files.write_compressed(tmp_path / f"{split}.npz", {name: arrays[name][:count] for name in ("x", "y")})
     source = workflows.resolve("smart_pixels")
     settings = {f"phases.{phase}.epochs": "1" for phase in ("pretraining", "training", "fine_tuning")}
     plan = workflows.load_plan(None, source, {**settings, "pruning.options.epsilon": "1.0"})

@@ -1,12 +1,13 @@
 """Generate the data of both tasks: `python -m pqc.models.hept.generate --out DIR`; see `DATASHEET.md`."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 from numpy.typing import NDArray
+
+from pqc import files
 
 from . import pileup, tracking
 from .sizes import SMALL, TASKS
@@ -41,11 +42,7 @@ def simulate(task: str, split: str, count: int, seed: int) -> Event:
 
 def write(path: Path, features: NDArray[np.float64], targets: NDArray[np.float64]) -> None:
     """Write `x` and `y` in half precision, atomically; numbers of clusters up to 2,048 are exact in it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, x=features.astype(np.float16), y=targets.astype(np.float16))
-    os.replace(temporary, path)
+    files.write_compressed(path, {"x": features.astype(np.float16), "y": targets.astype(np.float16)})
 
 
 if __name__ == "__main__":

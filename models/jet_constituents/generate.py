@@ -12,6 +12,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from pqc import files
 from pqc.models.jet_tagger.generate import (
     MAX_JETS,
     MAX_SEED,
@@ -19,7 +20,6 @@ from pqc.models.jet_tagger.generate import (
     join,
     plan,
     require_packages,
-    save_arrays,
     simulate_parts,
     write_record,
 )
@@ -50,7 +50,7 @@ def main(out: Path, train: int, test: int, seed: int, jobs: int) -> None:
     splits = {split: join(parts, split, directory, seed) for split in ("train", "test")}
     mean, std = moments(splits["train"][0])
     for split, (x, y) in splits.items():
-        save_arrays(out / f"{split}.npz", x=standardize(x, mean, std), y=y)
+        files.write_compressed(out / f"{split}.npz", {"x": standardize(x, mean, std), "y": y})
     record = {"features": list(FEATURES), "classes": list(CLASSES), "mean": mean.tolist(), "std": std.tolist()}
     write_record({**record, "steps_per_unit": STEPS_PER_UNIT}, parts, out, seed)
     drop_parts(parts, directory)

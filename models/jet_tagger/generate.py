@@ -7,19 +7,20 @@ finished parts lie in `DIR/parts` until the end.
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pqc import files
 
 from .observables import FEATURES, Floats
 from .simulate import CLASSES, COMMON, DETECTOR, PROCESSES, SELECTION, simulate_jets
@@ -117,7 +118,7 @@ def simulate_parts(parts: list[Part], directory: Path, jobs: int, simulate: Simu
 def simulate_part(part: Part, directory: Path, settings: str, simulate: Simulate) -> None:
     """Simulate one part and write it to `directory`, marked with the settings it was made with."""
     jets = simulate(part.label, part.seed, part.count)
-    save_arrays(part.path(directory), jets=jets, settings=np.array(settings))
+    files.write_compressed(part.path(directory), {"jets": jets, "settings": np.array(settings)})
 
 
 def _is_finished(path: Path, settings: str) -> bool:
@@ -133,8 +134,8 @@ def write_dataset(parts: list[Part], directory: Path, out: Path, seed: int) -> N
     test, test_labels = join(parts, "test", directory, seed)
     mean, std = train.mean(axis=0), train.std(axis=0)
 
-    save_arrays(out / "train.npz", x=((train - mean) / std).astype(np.float16), y=train_labels)
-    save_arrays(out / "test.npz", x=((test - mean) / std).astype(np.float16), y=test_labels)
+    files.write_compressed(out / "train.npz", {"x": ((train - mean) / std).astype(np.float16), "y": train_labels})
+    files.write_compressed(out / "test.npz", {"x": ((test - mean) / std).astype(np.float16), "y": test_labels})
     record = {"features": list(FEATURES), "classes": list(CLASSES), "mean": mean.tolist(), "std": std.tolist()}
     write_record(record, parts, out, seed)
     drop_parts(parts, directory)
@@ -145,7 +146,7 @@ def write_record(record: dict[str, Any], parts: list[Part], out: Path, seed: int
     counts = {split: sum(part.count for part in parts if part.split == split) for split in SPLITS}
     full = {**record, "jets": counts, "seed": seed, "pythia_seeds": _seeds(parts), **describe_settings()}
     text = json.dumps(full, indent=2) + "\n"
-    write_atomically(out / "standardization.json", lambda file: file.write(text.encode()))
+    files.write_text(out / "standardization.json", text)
 
 
 def drop_parts(parts: list[Part], directory: Path) -> None:
@@ -183,19 +184,6 @@ def describe_settings() -> dict[str, Any]:
         "jets_per_part": JETS_PER_PART,
         "versions": {name: version(name) for name in PACKAGES},
     }
-
-
-def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write a compressed npz file atomically."""
-    write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file beside `path`, then move it there: no reader sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

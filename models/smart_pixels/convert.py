@@ -12,10 +12,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from pqc import data
+from pqc import data, files
 from pqc.errors import DataError
 
-from .generate import save_arrays
 from .simulate import SENSOR
 
 SHAPE = (SENSOR.rows, SENSOR.columns, 1)
@@ -34,7 +33,7 @@ def main(train: Path, test: Path, out: Path) -> None:
             arrays = convert(source)
         except DataError as error:
             raise click.ClickException(str(error)) from error
-        save_arrays(out / f"{name}.npz", **arrays)
+        files.write_compressed(out / f"{name}.npz", arrays)
         click.echo(f"{name}: {len(arrays['y'])} clusters, {arrays['y'].mean():.1%} signal")
 
 

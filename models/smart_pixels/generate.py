@@ -4,15 +4,15 @@ Writes `train.npz`, `test.npz` and `settings.json`; see `DATASHEET.md`.
 """
 
 import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
+
+from pqc import files
 
 from .simulate import BEAM, IONIZATION, SCALES, SENSOR, TARGETS, lorentz_slope, mobility, simulate
 
@@ -31,7 +31,7 @@ def main(out: Path, train: int, test: int, seed: int) -> None:
     """Simulate --train and --test clusters and write them to --out."""
     out.mkdir(parents=True, exist_ok=True)
     for split, count in zip(SPLITS, (train, test), strict=True):
-        save_arrays(out / f"{split}.npz", **sample(split, count, seed))
+        files.write_compressed(out / f"{split}.npz", sample(split, count, seed))
     record = {
         "targets": list(TARGETS),
         "scales": list(SCALES),
@@ -41,7 +41,7 @@ def main(out: Path, train: int, test: int, seed: int) -> None:
     record |= {"sensor": asdict(SENSOR), "beam": asdict(BEAM), "ionization": asdict(IONIZATION)}
     record |= {"mobility_um2_per_v_ns": mobility(SENSOR), "lorentz_slope": lorentz_slope(SENSOR)}
     text = json.dumps(record, indent=2) + "\n"
-    write_atomically(out / "settings.json", lambda file: file.write(text.encode()))
+    files.write_text(out / "settings.json", text)
     click.echo(f"{train} training and {test} test clusters in {out}")
 
 
@@ -52,19 +52,6 @@ def sample(split: str, count: int, seed: int) -> dict[str, NDArray[Any]]:
     parts = [simulate(first + number, min(CHUNK, count - start)) for number, start in enumerate(starts)]
     x = np.concatenate([clusters for clusters, _ in parts])
     return {"x": x, "y": np.concatenate([tracks.targets() for _, tracks in parts])}
-
-
-def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write a compressed npz file atomically."""
-    write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file beside `path`, then move it there: no reader sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":
