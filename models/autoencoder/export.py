@@ -1,7 +1,5 @@
 """Train the float autoencoder on gluon and light-quark jets: `python -m pqc.models.autoencoder.export`."""
 
-import importlib.util
-import warnings
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -10,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from pqc import data, files
+from pqc import data
+from pqc.models.exporting import descend, require_packages, steps, write
 from pqc.workflows import anomaly
 
 if TYPE_CHECKING:
     import torch
 
 HERE = Path(__file__).parent
-OPSET = 17
 WIDTHS = (16, 32, 16, 3, 16, 32, 16)
 NORMAL = (0, 1)
 
@@ -63,12 +61,6 @@ def main(folder: Path, out: Path, epochs: int, batch: int, rate: float, seed: in
     click.echo(f"wrote {out}")
 
 
-def require_packages() -> None:
-    """End with one line that names the extra when a package for the export is missing."""
-    if importlib.util.find_spec("torch") is None:
-        raise click.ClickException("the export needs torch: pip install 'pqc[export]'")
-
-
 def load_split(path: Path) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Return the observables (N, 16) as float32, and which jets are normal (N,)."""
     import torch
@@ -94,39 +86,26 @@ def build_model() -> "torch.nn.Sequential":
 def fit(model: "torch.nn.Sequential", x: "torch.Tensor", *, epochs: int, batch: int, rate: float) -> None:
     """Train in place: Adam, mean squared error, a cosine from `rate` to zero over all the steps."""
     import torch
-    from rich.progress import track
 
-    steps = epochs * -(-len(x) // batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps(len(x), epochs=epochs, batch=batch))
     loss = torch.nn.MSELoss()
-    for _ in track(range(epochs), description="epochs"):
-        for chosen in torch.randperm(len(x)).split(batch):
-            optimizer.zero_grad()
-            loss(model(x[chosen]), x[chosen]).backward()
-            optimizer.step()
-            schedule.step()
+    descend(
+        model,
+        lambda chosen: loss(model(x[chosen]), x[chosen]),
+        len(x),
+        epochs=epochs,
+        batch=batch,
+        optimizer=optimizer,
+        schedule=schedule,
+    )
 
 
 def export(model: "torch.nn.Sequential", out: Path) -> None:
     """Write the network: `x` (batch, 16) to `reconstruction` (batch, 16)."""
-    import onnx
     import torch
 
-    with warnings.catch_warnings(), files.replacing(out) as temporary:
-        # The TorchScript exporter is deprecated, but it keeps the parameters' names as they are.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.onnx.export(
-            model.eval(),
-            (torch.zeros(1, WIDTHS[0]),),
-            str(temporary),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=["x"],
-            output_names=["reconstruction"],
-            dynamic_axes={"x": {0: "batch"}, "reconstruction": {0: "batch"}},
-        )
-        onnx.checker.check_model(str(temporary), full_check=True)
+    write(model.eval(), torch.zeros(1, WIDTHS[0]), out, "reconstruction")
 
 
 if __name__ == "__main__":

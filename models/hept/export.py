@@ -1,7 +1,5 @@
 """Export HEPT to ONNX, and train the small one with pqc itself: `python -m pqc.models.hept.export --task tracking`."""
 
-import importlib.util
-import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import click
 
 from pqc import graph, pipeline, workflows
+from pqc.models.exporting import require_packages, write
 from pqc.schedule import Schedule
 from pqc.training.stages import set_values, values_of
 from pqc.workflows.compression import NORMALIZE
@@ -16,7 +15,6 @@ from pqc.workflows.compression import NORMALIZE
 from .sizes import PUBLISHED, SMALL, TASKS, Size
 
 HERE = Path(__file__).parent
-OPSET = 17
 OUTPUT = {"tracking": "embedding", "pileup": "logit"}
 TRAINING = {
     "tracking": {"loss": "info-nce", "learning_rate": "cosine(1e-2, 1e-4)"},
@@ -33,8 +31,7 @@ TRAINING = {
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 def main(task: str, size: str, out: Path | None, epochs: int, batch: int, seed: int) -> None:
     """Export a network, trained on the committed sample without masks and quantizers."""
-    if importlib.util.find_spec("torch") is None:
-        raise click.ClickException("the export needs torch: pip install 'pqc[export]'")
+    require_packages()
     chosen = (SMALL if size == "small" else PUBLISHED)[task]
     out = out or HERE / f"{task}.onnx"
     export(chosen, out, OUTPUT[task], seed)
@@ -54,24 +51,16 @@ def export(size: Size, out: Path, output: str, seed: int) -> None:
     torch.manual_seed(seed)
     # In evaluation mode the exporter would make one parameter of all that start with equal numbers.
     model = Hept(size, seed).train()
-    temporary = out.with_name(out.name + ".tmp")
     with warnings.catch_warnings():
-        # The TorchScript exporter is deprecated, but it keeps the parameters' names as they are.
-        # Folding touches no parameter here.
-        warnings.simplefilter("ignore", DeprecationWarning)
+        # Folding, of which it warns, touches no parameter here.
         warnings.simplefilter("ignore", UserWarning)
-        torch.onnx.export(
+        write(
             model,
-            (torch.ones(1, size.points, size.features),),
-            str(temporary),
-            dynamo=False,
+            torch.ones(1, size.points, size.features),
+            out,
+            output,
             training=torch.onnx.TrainingMode.TRAINING,
-            opset_version=OPSET,
-            input_names=["x"],
-            output_names=[output],
-            dynamic_axes={"x": {0: "batch"}, output: {0: "batch"}},
         )
-    os.replace(temporary, out)
 
 
 def train(path: Path, task: str, epochs: int, batch: int, seed: int) -> None:

@@ -1,6 +1,5 @@
 """Train a float tagger on the jet constituents and export it to ONNX: what the models' export scripts share."""
 
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pqc.models.exporting import descend, require_packages, steps, write
 from pqc.models.jet_constituents.generate import FEATURES, PARTICLES
-from pqc.models.jet_tagger.export import accuracy, load_split, require_packages
+from pqc.models.jet_tagger.export import accuracy, load_split
 
 if TYPE_CHECKING:
     import torch
 
 DATA = Path(__file__).parent / "data"
-OPSET = 17
 SHAPE = (len(FEATURES), 1, PARTICLES)
 
 
@@ -58,45 +57,33 @@ def fit(
 ) -> None:
     """Train in place: AdamW, cross-entropy, a short rise to `rate` and a cosine to zero over all the steps."""
     import torch
-    from rich.progress import track
 
-    steps = epochs * -(-len(x) // batch)
+    total = steps(len(x), epochs=epochs, batch=batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total, pct_start=0.1)
     loss = torch.nn.CrossEntropyLoss()
     model.train()
-    for _ in track(range(epochs), description="epochs"):
-        for chosen in torch.randperm(len(x)).split(batch):
-            optimizer.zero_grad()
-            loss(model(x[chosen]), y[chosen]).backward()
-            optimizer.step()
-            schedule.step()
+    descend(
+        model,
+        lambda chosen: loss(model(x[chosen]), y[chosen]),
+        len(x),
+        epochs=epochs,
+        batch=batch,
+        optimizer=optimizer,
+        schedule=schedule,
+    )
 
 
 def export(model: "torch.nn.Module", out: Path) -> None:
     """Write the network with a softmax head: `x` (batch, 5, 1, 32) to `probabilities` (batch, 5)."""
-    import onnx
     import torch
 
     model.eval()
     # A hook, where a module around the network would put its name before those of all parameters.
     softmax = model.register_forward_hook(lambda _module, _inputs, logits: logits.softmax(dim=1))
-    temporary = out.with_name(out.name + ".tmp")
     with warnings.catch_warnings():
-        # The TorchScript exporter is deprecated, but it keeps the parameters' names as they are. It also warns that
-        # folding constants may change parameters; nothing here computes with parameters alone.
+        # It warns that folding constants may change parameters; nothing here computes with parameters alone.
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (torch.zeros(2, *SHAPE),),
-            str(temporary),
-            dynamo=False,
-            opset_version=OPSET,
-            training=torch.onnx.TrainingMode.PRESERVE,  # batch normalization stays, and parameters their names
-            input_names=["x"],
-            output_names=["probabilities"],
-            dynamic_axes={"x": {0: "batch"}, "probabilities": {0: "batch"}},
-        )
+        # Batch normalization stays, and parameters their names.
+        write(model, torch.zeros(2, *SHAPE), out, "probabilities", training=torch.onnx.TrainingMode.PRESERVE)
     softmax.remove()
-    onnx.checker.check_model(str(temporary), full_check=True)
-    os.replace(temporary, out)

@@ -3,9 +3,6 @@
 Run as `python -m pqc.models.jet_tagger.export`.
 """
 
-import importlib.util
-import os
-import warnings
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -14,11 +11,12 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
+from pqc.models.exporting import descend, require_packages, steps, write
+
 if TYPE_CHECKING:
     import torch
 
 HERE = Path(__file__).parent
-OPSET = 17
 WIDTHS = (16, 64, 32, 32, 5)
 
 
@@ -57,13 +55,6 @@ def main(data: Path, out: Path, epochs: int, batch: int, rate: float, seed: int)
     click.echo(f"wrote {out}")
 
 
-def require_packages() -> None:
-    """End with one line that names the extra when a package for the export is missing."""
-    missing = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise click.ClickException(f"the export needs {' and '.join(missing)}: pip install 'pqc[export]'")
-
-
 def load_split(path: Path) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Return the standardized observables (N, 16) as float32 and the classes (N,) as int64."""
     import torch
@@ -96,18 +87,19 @@ def fit(
 ) -> None:
     """Train in place: Adam, cross-entropy, a cosine from `rate` to zero over all the steps."""
     import torch
-    from rich.progress import track
 
-    steps = epochs * -(-len(x) // batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps(len(x), epochs=epochs, batch=batch))
     loss = torch.nn.CrossEntropyLoss()
-    for _ in track(range(epochs), description="epochs"):
-        for chosen in torch.randperm(len(x)).split(batch):
-            optimizer.zero_grad()
-            loss(model(x[chosen]), y[chosen]).backward()
-            optimizer.step()
-            schedule.step()
+    descend(
+        model,
+        lambda chosen: loss(model(x[chosen]), y[chosen]),
+        len(x),
+        epochs=epochs,
+        batch=batch,
+        optimizer=optimizer,
+        schedule=schedule,
+    )
 
 
 def accuracy(model: "torch.nn.Sequential", x: "torch.Tensor", y: "torch.Tensor") -> float:
@@ -120,27 +112,11 @@ def accuracy(model: "torch.nn.Sequential", x: "torch.Tensor", y: "torch.Tensor")
 
 def export(model: "torch.nn.Sequential", out: Path) -> None:
     """Write the network with a softmax head: `x` (batch, 16) to `probabilities` (batch, 5)."""
-    import onnx
     import torch
 
     head = torch.nn.Sequential(OrderedDict(model.named_children()))
     head.add_module("softmax", torch.nn.Softmax(dim=1))
-    temporary = out.with_name(out.name + ".tmp")
-    with warnings.catch_warnings():
-        # The TorchScript exporter is deprecated, but it keeps the parameters' names as they are.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.onnx.export(
-            head.eval(),
-            (torch.zeros(1, WIDTHS[0]),),
-            str(temporary),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=["x"],
-            output_names=["probabilities"],
-            dynamic_axes={"x": {0: "batch"}, "probabilities": {0: "batch"}},
-        )
-    onnx.checker.check_model(str(temporary), full_check=True)
-    os.replace(temporary, out)
+    write(head.eval(), torch.zeros(1, WIDTHS[0]), out, "probabilities")
 
 
 if __name__ == "__main__":

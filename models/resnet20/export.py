@@ -3,15 +3,14 @@
 `--width 16` is the published size (He et al., arXiv:1512.03385, section 4.2); `--data` takes what `convert` writes.
 """
 
-import importlib.util
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
-from pqc import data, files
+from pqc import data
+from pqc.models.exporting import descend, require_packages, steps, write
 
 from .network import build
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 HERE = Path(__file__).parent
-OPSET = 17
 CLASSES = 10
 
 
@@ -60,12 +58,6 @@ def main(folder: Path, out: Path, width: int, classes: int, epochs: int, batch: 
     click.echo(f"wrote {out}")
 
 
-def require_packages() -> None:
-    """End with one line that names the extra when a package for the export is missing."""
-    if importlib.util.find_spec("torch") is None:
-        raise click.ClickException("the export needs torch: pip install 'pqc[export]'")
-
-
 def load_split(folder: Path, name: str) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Return the images (N, channels, height, width) as float32 and the classes (N,) as int64."""
     import torch
@@ -80,19 +72,20 @@ def fit(
 ) -> None:
     """Train in place: Adam, cross-entropy, weight decay of 1e-4, a cosine from `rate` to zero over all the steps."""
     import torch
-    from rich.progress import track
 
-    steps = epochs * -(-len(x) // batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps(len(x), epochs=epochs, batch=batch))
     loss = torch.nn.CrossEntropyLoss()
     model.train()
-    for _ in track(range(epochs), description="epochs"):
-        for chosen in torch.randperm(len(x)).split(batch):
-            optimizer.zero_grad()
-            loss(model(x[chosen]), y[chosen]).backward()
-            optimizer.step()
-            schedule.step()
+    descend(
+        model,
+        lambda chosen: loss(model(x[chosen]), y[chosen]),
+        len(x),
+        epochs=epochs,
+        batch=batch,
+        optimizer=optimizer,
+        schedule=schedule,
+    )
     model.eval()
 
 
@@ -110,29 +103,14 @@ def export(model: "torch.nn.Module", image: "torch.Tensor", out: Path) -> None:
 
     Batch normalization stays in the file, as frameworks write it; pqc folds it.
     """
-    import onnx
     import torch
 
     head = torch.nn.Sequential()
     for name, module in model.named_children():
         head.add_module(name, module)
     head.add_module("softmax", torch.nn.Softmax(dim=1))
-    with warnings.catch_warnings(), files.replacing(out) as temporary:
-        # The TorchScript exporter is deprecated, but it keeps the parameters' names as they are.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.onnx.export(
-            head.eval(),
-            (image,),
-            str(temporary),
-            dynamo=False,
-            opset_version=OPSET,
-            training=torch.onnx.TrainingMode.PRESERVE,
-            do_constant_folding=False,
-            input_names=["x"],
-            output_names=["probabilities"],
-            dynamic_axes={"x": {0: "batch"}, "probabilities": {0: "batch"}},
-        )
-        onnx.checker.check_model(str(temporary), full_check=True)
+    preserved = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
+    write(head.eval(), image, out, "probabilities", **preserved)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@ Run as `python -m pqc.models.smart_pixels.export`. With `--task filter` the netw
 clusters of one sample, as `pqc.models.smart_pixels.convert` writes them.
 """
 
-import importlib.util
-import os
-import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +12,12 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
+from pqc.models.exporting import descend, require_packages, steps, write
+
 if TYPE_CHECKING:
     import torch
 
 HERE = Path(__file__).parent
-OPSET = 17
 ROWS, COLUMNS = 13, 21
 VALUES = 4
 FEATURES = 5
@@ -83,13 +81,6 @@ def main(task: str, data: Path, out: Path, epochs: int, batch: int, rate: float,
     click.echo(f"wrote {out}")
 
 
-def require_packages() -> None:
-    """End with one line that names the extra when a package for the export is missing."""
-    missing = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise click.ClickException(f"the export needs {' and '.join(missing)}: pip install 'pqc[export]'")
-
-
 def load_split(path: Path, task: str) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Return the clusters (N, samples, 13, 21) as float32 and the targets, (N, 4) or classes (N,)."""
     import torch
@@ -149,44 +140,29 @@ def fit(
 ) -> None:
     """Train in place: Adam, a cosine from `rate` to zero over all the steps."""
     import torch
-    from rich.progress import track
 
-    steps = epochs * -(-len(x) // batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    for _ in track(range(epochs), description="epochs"):
-        for chosen in torch.randperm(len(x)).split(batch):
-            optimizer.zero_grad()
-            loss_of(task, model(x[chosen]), y[chosen]).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps(len(x), epochs=epochs, batch=batch))
+    descend(
+        model,
+        lambda chosen: loss_of(task, model(x[chosen]), y[chosen]),
+        len(x),
+        epochs=epochs,
+        batch=batch,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip=1.0,
+    )
 
 
 def export(model: "torch.nn.Sequential", task: Task, out: Path) -> None:
     """Write the network: `x` (batch, samples, 13, 21) to the task's output; the filter ends in a softmax."""
-    import onnx
     import torch
 
     head = torch.nn.Sequential(OrderedDict(model.named_children()))
     if task.output == "probabilities":
         head.add_module("softmax", torch.nn.Softmax(dim=1))
-    temporary = out.with_name(out.name + ".tmp")
-    with warnings.catch_warnings():
-        # The TorchScript exporter is deprecated, but it keeps the parameters' names as they are.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.onnx.export(
-            head.eval(),
-            (torch.zeros(1, task.samples, ROWS, COLUMNS),),
-            str(temporary),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=["x"],
-            output_names=[task.output],
-            dynamic_axes={"x": {0: "batch"}, task.output: {0: "batch"}},
-        )
-    onnx.checker.check_model(str(temporary), full_check=True)
-    os.replace(temporary, out)
+    write(head.eval(), torch.zeros(1, task.samples, ROWS, COLUMNS), out, task.output)
 
 
 if __name__ == "__main__":
