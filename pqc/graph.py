@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +224,7 @@ class Names:
     """Stable unique names: the wanted one, or the wanted one with the first free number."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._taken = {value.name for value in values(graph)} | {node.name for node in graph}
+        self._taken: set[str | None] = graph.meta[_TAKEN] if _TAKEN in graph.meta else _taken(graph)
 
     def new(self, wanted: str) -> str:
         """A name that nothing in the graph has yet."""
@@ -232,6 +233,26 @@ class Names:
             name, number = f"{wanted}_{number}", number + 1
         self._taken.add(name)
         return name
+
+
+_TAKEN = "pqc.taken"
+
+
+@contextmanager
+def shared_names(main: ir.Graph) -> Iterator[None]:
+    """Let every `Names` of the graph use one set of names, so that many small rewrites together stay linear."""
+    outermost = _TAKEN not in main.meta
+    if outermost:
+        main.meta[_TAKEN] = _taken(main)
+    try:
+        yield
+    finally:
+        if outermost:
+            del main.meta[_TAKEN]
+
+
+def _taken(main: ir.Graph) -> set[str | None]:
+    return {value.name for value in values(main)} | {node.name for node in main}
 
 
 def values(graph: ir.Graph) -> Iterable[ir.Value]:

@@ -160,7 +160,8 @@ def run(
 
 def _apply(one: Pass, model: ir.Model, so_far: Sequence[Pass]) -> int:
     try:
-        changed = one.rewrite(model)
+        with graph.shared_names(model.graph):
+            changed = one.rewrite(model)
     except PqcError:
         raise
     except Exception as error:  # the one boundary: any failure of a pass names the pass and how to repeat it
