@@ -156,17 +156,16 @@ def _is_parameter(shape: tuple[int, ...], x: ir.Value, axes: tuple[int, ...]) ->
 
 def _expand(main: ir.Graph, norm: Norm) -> None:
     write = BlockWriter(main, norm.node)
-    axes = write.constant(np.array(norm.axes, np.int64), "axes")
+    axes = write.integers(norm.axes, "axes")
     mean = write.add("ReduceMean", [norm.x, axes], "mean")
     centered = write.add("Sub", [norm.x, mean], "centered")
     variance = write.add("ReduceMean", [write.add("Mul", [centered, centered], "square"), axes], "variance")
-    epsilon = write.constant(np.float32(norm.epsilon), "epsilon")
-    base, power = write.add("Add", [variance, epsilon], "widened"), write.constant(np.float32(-0.5), "power")
+    epsilon = write.number(norm.epsilon, "epsilon")
+    base, power = write.add("Add", [variance, epsilon], "widened"), write.number(-0.5, "power")
     # Not Sqrt: the last bit of the engine's depends on where a number lies in its tensor.
     result = write.add("Mul", [centered, write.add("Pow", [base, power], "inverse")], "normalized")
     for operator, constant, role in (("Mul", norm.gain, GAIN), ("Add", norm.shift, SHIFT)):
         if constant is not None:
             result = write.add(operator, [result, constant], role, trains=role)
     result.shape = norm.x.shape
-    graph.replace(norm.node.outputs[0], result)
-    main.remove(norm.node, safe=True)
+    write.replace(result)

@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, layers
@@ -52,12 +51,11 @@ def _is_inner(node: ir.Node) -> bool:
 def _expand(main: ir.Graph, node: ir.Node) -> None:
     write = BlockWriter(main, node)
     x = graph.operand(node, 0)
-    axes = write.constant(np.array([node.attributes.get_int("axis", -1)], np.int64), "axes")
+    axes = write.integers([node.attributes.get_int("axis", -1)], "axes")
     largest = write.add("ReduceMax", [x, axes], "max")
     difference = write.add("Sub", [largest, x], "difference")
     e = write.add("Exp", [write.add("Neg", [difference], "exponent")], "exp")
     total = write.add("ReduceSum", [e, axes], "sum")
-    divisor = write.add("Max", [total, write.constant(np.float32(LEAST_SUM), "least")], "divisor")
+    divisor = write.add("Max", [total, write.number(LEAST_SUM, "least")], "divisor")
     inverse = write.add("Reciprocal", [divisor], "inverse")
-    graph.replace(node.outputs[0], write.add("Mul", [e, inverse], "result"))
-    main.remove(node, safe=True)
+    write.replace(write.add("Mul", [e, inverse], "result"))

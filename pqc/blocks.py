@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-import numpy as np
 import onnx_ir as ir
 
 from pqc import graph, layers
 from pqc.trained_constants import GAIN, SHIFT, TRAINS
+from pqc.writer import Writer
 
 BLOCK, PART = "pqc.block", "pqc.part"
 """Keys of a node's metadata: the name of what was written out, and the part of it that the node gives."""
@@ -72,46 +72,24 @@ def blocks(main: ir.Graph) -> list[Block]:
     return list(found.values())
 
 
-class BlockWriter:
-    """Writes an operator out as nodes before it.
-
-    Args:
-        main: the graph.
-        origin: the operator, whose name the block gets.
-    """
-
-    def __init__(self, main: ir.Graph, origin: ir.Node) -> None:
-        self.main = main
-        self.origin = origin
-        self.names = graph.Names(main)
+class BlockWriter(Writer):
+    """Writes an operator out as the nodes of a block, which gets its name."""
 
     def add(
         self,
         operator: str,
-        inputs: Sequence[ir.Value],
-        title: str,
+        inputs: Sequence[ir.Value | None],
+        title: str | None = None,
         *,
         trains: str | None = None,
+        **attributes: object,
     ) -> ir.Value:
-        """The result of a new node.
-
-        Args:
-            operator: a standard one.
-            inputs: what it reads.
-            title: one of `PARTS`, or what to call it.
-            trains: the role of its second input, if that is a constant to train.
-        """
-        name = self.names.new(f"{self.origin.name}.{title}")
-        output = ir.val(self.names.new(f"{name}.out"), ir.DataType.FLOAT)
-        node = ir.node(operator, inputs, name=name, outputs=[output])
+        """The result of a new node; `title` is one of `PARTS`, or what to call it."""
+        output = super().add(operator, inputs, title, trains=trains, **attributes)
+        output.dtype = ir.DataType.FLOAT
+        node = output.producer()
+        assert node is not None
         node.metadata_props[BLOCK] = str(self.origin.name)
         if title in PARTS:
-            node.metadata_props[PART] = title
-        if trains is not None:
-            node.metadata_props[TRAINS] = trains
-        self.main.insert_before(self.origin, node)
+            node.metadata_props[PART] = str(title)
         return output
-
-    def constant(self, array: object, title: str) -> ir.Value:
-        """An initializer."""
-        return graph.add_initializer(self.main, self.names.new(f"{self.origin.name}.{title}"), np.asarray(array))
