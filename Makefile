@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow bench bench-hgq method-table hgq-front check-hgq2 check-import lint docs plots clean
+.PHONY: demo test test-slow bench bench-hgq method-table hgq-front check-hgq2 check-import check-tracking lint docs plots clean
 
 demo: $(VENV)/ready
 	$(BIN)/pqc run jet_tagger --schedule cs-demo --out build/demo
@@ -31,6 +31,9 @@ hgq-front: $(VENV)/ready .venv-hgq/ready
 check-hgq2: $(VENV)/ready .venv-hgq/ready
 	$(BIN)/python -m pytest tests/test_ebops_hgq2.py -m slow
 
+check-tracking: $(VENV)/ready .venv-mlflow/ready
+	$(BIN)/python -m pytest tests/test_tracking_server.py -m slow
+
 check-import: $(VENV)/ready .venv-frameworks/ready
 	$(BIN)/python -m pytest tests/test_import_frameworks.py -m slow
 
@@ -52,6 +55,12 @@ method-table: $(VENV)/ready
 	$(PYTHON) -m venv .venv-frameworks
 	.venv-frameworks/bin/python -m pip install --quiet --disable-pip-version-check \
 		torch==2.13.0 keras==3.15.1 jax2onnx==0.17.1 onnxscript safetensors
+	@touch $@
+
+# MLflow's server, which the client of pqc's own environment does without.
+.venv-mlflow/ready:
+	$(PYTHON) -m venv .venv-mlflow
+	.venv-mlflow/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3.1'
 	@touch $@
 
 lint: $(VENV)/dev

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.text import Text
 
-from pqc import __version__, cli_check, cli_export, cli_import, cli_schedule, interrupts, tables
-from pqc.cli_options import PATH, Group, Verb, settings_option
+from pqc import __version__, cli_check, cli_export, cli_import, cli_schedule, cli_track, interrupts, tables
+from pqc.cli_options import PATH, Group, Verb, settings_option, track_option
 from pqc.errors import Interrupted, PqcError, UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def _training_options(verb: Verb) -> Verb:
         click.option("-d", "--data", type=PATH, help="Data: a folder with train and test, or one file."),
         click.option("-o", "--out", type=PATH, required=True, help="The folder to write to."),
         settings_option,
+        track_option,
         click.option("--resume", is_flag=True, help="Go on from the checkpoint in the output folder, if there is one."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
@@ -84,6 +85,7 @@ def run(
     data: Path | None,
     out: Path,
     settings: dict[str, str],
+    track: str | None,
     no_hls: bool,
     **options: Any,
 ) -> None:
@@ -103,7 +105,8 @@ def run(
     try:
         source = workflows.resolve(model)
         plan = workflows.load_plan(schedule, source, settings)
-        summary = workflows.run(source, plan, data, out, workflows.RunOptions(hls=not no_hls, **options), reporter)
+        with workflows.tracked(workflows.track_settings(plan, track), out, reporter) as listener:
+            summary = workflows.run(source, plan, data, out, workflows.RunOptions(hls=not no_hls, **options), listener)
     finally:
         reporter.close()
     if not flags["quiet"]:
@@ -124,6 +127,7 @@ def train(
     data: Path | None,
     out: Path,
     settings: dict[str, str],
+    track: str | None,
     **options: Any,
 ) -> None:
     """Compress MODEL and train it; write trained.onnx, history.json and a checkpoint.
@@ -139,7 +143,8 @@ def train(
     try:
         source = workflows.resolve(model)
         plan = workflows.load_plan(schedule, source, settings)
-        workflows.train(source, plan, data, out, workflows.RunOptions(**options), reporter)
+        with workflows.tracked(workflows.track_settings(plan, track), out, reporter) as listener:
+            workflows.train(source, plan, data, out, workflows.RunOptions(**options), listener)
     finally:
         reporter.close()
     click.echo(out / "trained.onnx")
@@ -318,6 +323,7 @@ def list_(kind: str, as_json: bool) -> None:
 cli.add_command(cli_schedule.schedule)
 cli.add_command(cli_check.check_quant)
 cli.add_command(cli_export.export)
+cli.add_command(cli_track.track)
 
 
 @cli.command()

@@ -35,3 +35,11 @@ def settings_option(verb: Verb) -> Verb:
         "--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE", help="Override the schedule."
     )
     return decorate(verb)
+
+
+def track_option(verb: Verb) -> Verb:
+    """`--track [URI]`: None without it, empty where no URI follows."""
+    decorate = click.option(
+        "--track", is_flag=False, flag_value="", metavar="[URI]", help="Send the run to MLflow: a server or a folder."
+    )
+    return decorate(verb)

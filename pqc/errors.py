@@ -10,6 +10,7 @@ PqcError              exit code 1
 ├── DataError         arrays: shape, type, values
 ├── TrainingError     divergence
 │   └── Interrupted   stopped by the user; a checkpoint was written
+├── TrackingError     an experiment tracker: its address, its store
 ├── HardwareError     hls4ml, the compiler, the emulation
 └── EnvironmentFault  a missing program or a wrong build of a package
 """
@@ -104,6 +105,13 @@ class Interrupted(TrainingError):
 
     label = "interrupted"
     advice = "the same command with --resume goes on from the checkpoint"
+
+
+class TrackingError(PqcError):
+    """An experiment tracker cannot be used, or does not take a run."""
+
+    label = "tracking error"
+    advice = "docs/tracking.md says where runs can be sent"
 
 
 class HardwareError(PqcError):

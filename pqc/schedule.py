@@ -35,6 +35,7 @@ from pqc.schedule_sections import (
     Training,
     refuse_unknown,
 )
+from pqc.tracking.settings import Tracking
 from pqc.trained_constants import ROLES
 from pqc.yaml_file import HINT, Document, Note, value
 
@@ -55,6 +56,7 @@ class Schedule(Section):
     distill: Distill | None = None
     controls: dict[str, Curve] = Field(default_factory=dict)
     phases: Annotated[Phases, Field(validate_default=True)] = Phases()
+    tracking: Tracking = Tracking()
 
     @field_validator("target")
     @classmethod
@@ -133,9 +135,9 @@ class Schedule(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def fingerprint(self) -> str:
-        """A hash of everything but name and description."""
+        """A hash of everything but name, description and where the run is tracked."""
         return hashlib.sha256(
-            yaml.safe_dump(self.model_dump(mode="json", exclude={"name", "description"})).encode()
+            yaml.safe_dump(self.model_dump(mode="json", exclude={"name", "description", "tracking"})).encode()
         ).hexdigest()
 
 

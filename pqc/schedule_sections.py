@@ -128,7 +128,9 @@ LearningRate = Annotated[str | float, BeforeValidator(_rate)]
 class Section(BaseModel):
     """A part of a schedule; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 def _options(method: str | None) -> list[str]:

@@ -10,6 +10,7 @@ from pqc.workflows.job import RunOptions
 from pqc.workflows.quantization import check_quant
 from pqc.workflows.running import load_plan, run, train
 from pqc.workflows.sources import Source, catalogue, resolve
+from pqc.workflows.tracking import track_settings, tracked
 
 __all__ = [
     "RunOptions",
@@ -28,5 +29,7 @@ __all__ = [
     "resolve",
     "run",
     "show",
+    "track_settings",
+    "tracked",
     "train",
 ]

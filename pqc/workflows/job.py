@@ -32,7 +32,7 @@ from pqc.workflows.sources import Source
 
 RESULTS = (
     *("teacher.onnx", "trained.onnx", "clean.onnx"),
-    *("history.json", "front.json", "summary.json", "report.html"),
+    *("history.json", "front.json", "summary.json", "report.html", "tracking.json"),
 )
 """What an earlier run in the same folder may have left; a new one must not be read with it."""
 

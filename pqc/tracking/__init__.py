@@ -1,0 +1,1 @@
+"""Runs in an experiment tracker: what is sent, and when."""
