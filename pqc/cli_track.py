@@ -28,5 +28,5 @@ def track(run_dir: Path, uri: str | None, experiment: str | None, register: str 
     """
     from pqc.workflows import tracking
 
-    found = tracking.send(run_dir, uri=uri, experiment=experiment, registered_model=register)
+    found = tracking.track(run_dir, uri=uri, experiment=experiment, registered_model=register)
     click.echo(json.dumps(found, indent=2) if as_json else found["run"])

@@ -44,6 +44,7 @@ VERBS = [
     "schedule",
     "check-quant",
     "export",
+    "track",
     "doctor",
 ]
 DEFECT = "this is a defect of pqc"

@@ -91,7 +91,7 @@ def only_run(client: Any, experiment: str = "pqc") -> Any:
     return runs[0]
 
 
-def test_a_local_store_holds_exactly_what_the_run_wrote(small: Small, tmp_path: Path, mlflow: Any) -> None:
+def test_a_local_store_holds_exactly_what_the_run_wrote(small: Small, store: Path, tmp_path: Path, mlflow: Any) -> None:
     summary = small.run(uri=str(store), experiment="jets", registered_model="Tagger 1")
     assert json.loads((small.out / "summary.json").read_text()) == summary
     client = client_of(mlflow, f"sqlite:///{store}/mlflow.db")
@@ -112,9 +112,9 @@ def test_a_local_store_holds_exactly_what_the_run_wrote(small: Small, tmp_path: 
     assert_model(mlflow, version.source, small)
 
 
-def test_parameters_are_the_resolved_schedule(small: Small, tmp_path: Path, mlflow: Any) -> None:
-    small.run(uri=str(store))
-    params = only_run(client_of(mlflow, sent(small)["uri"])).data.params
+def test_parameters_are_the_resolved_schedule(finished: Small, store: Path, mlflow: Any) -> None:
+    found = tracking.track(finished.out, uri=str(store))
+    params = only_run(client_of(mlflow, found["uri"])).data.params
     some = {
         "pruning.method": "cs",
         "pruning.options.final_temp": "50",
@@ -128,7 +128,7 @@ def test_parameters_are_the_resolved_schedule(small: Small, tmp_path: Path, mlfl
     }
     assert {key: params[key] for key in some} == some
     assert not [key for key in params if key.startswith("tracking")]
-    assert params == record.parameters(small.plan())
+    assert params == record.parameters(finished.plan())
 
 
 def test_keys_that_are_no_names_stay_in_their_mapping() -> None:
@@ -138,7 +138,7 @@ def test_keys_that_are_no_names_stay_in_their_mapping() -> None:
 
 @pytest.mark.parametrize("checkpoint", [True, False])
 def test_a_resumed_run_goes_on_as_the_same_run(
-    checkpoint: bool, small: Small, tmp_path: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch
+    checkpoint: bool, small: Small, store: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = checkpoints.save
 
@@ -165,7 +165,7 @@ def test_a_resumed_run_goes_on_as_the_same_run(
     assert_summary(client, first["run"], summary)
 
 
-def test_a_new_run_in_the_same_folder_is_a_new_run(small: Small, tmp_path: Path, mlflow: Any) -> None:
+def test_a_new_run_in_the_same_folder_is_a_new_run(small: Small, store: Path, mlflow: Any) -> None:
     small.run(uri=str(store))
     first = sent(small)["run"]
     small.run(uri=str(store))
@@ -175,7 +175,7 @@ def test_a_new_run_in_the_same_folder_is_a_new_run(small: Small, tmp_path: Path,
         assert sorted(one.step for one in client.get_metric_history(run, "loss")) == list(range(1, EPOCHS + 1))
 
 
-def test_a_run_that_fails_is_marked(small: Small, tmp_path: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_is_marked(small: Small, store: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*_: Any, **__: Any) -> None:
         raise PqcError("diverged")
 
@@ -207,49 +207,47 @@ class Away:
 
 
 def test_a_tracker_that_fails_costs_no_training(
-    small: Small, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    small: Small, finished_once: Small, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small.run()
-    alone = (small.out / "clean.onnx").read_bytes()
     tracker = Away(2)
     follower = Follower(tracker, small.out)
     with caplog.at_level(logging.WARNING, "pqc.notes"):
         summary = small.run(follower)
         follower.close("FINISHED")
     assert summary["epochs"] == EPOCHS
-    assert (small.out / "clean.onnx").read_bytes() == alone
+    assert (small.out / "clean.onnx").read_bytes() == (finished_once.out / "clean.onnx").read_bytes()
     assert tracker.calls == ["open", "epoch 1", "epoch 2", "epoch 3", "close FINISHED 5"]
     assert [one.getMessage() for one in caplog.records] == [
         "tracking failed: ZeroDivisionError: the server is away; the run is not affected; "
-        f"`pqc track {small.out}` sends it later"
+        f"`pqc track '{small.out}'` sends it later"
     ]
 
 
 def test_a_server_that_is_away_is_noted_and_the_run_sent_later(
-    small: Small, tmp_path: Path, mlflow: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    small: Small, store: Path, mlflow: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with caplog.at_level(logging.WARNING, "pqc.notes"):
         summary = small.run(uri="http://127.0.0.1:9")
-    assert len(caplog.records) == 2, "when the run starts, and when it ends"
+    notes = [one for one in caplog.records if one.name == "pqc.notes"]
+    assert len(notes) == 2, "when the run starts, and when it ends"
     assert not (small.out / "tracking.json").exists()
-    found = tracking.send(small.out, uri=str(store))
+    found = tracking.track(small.out, uri=str(store))
     client = client_of(mlflow, found["uri"])
     assert only_run(client).info.status == "FINISHED"
     assert_epochs(client, found["run"], small.history())
     assert_summary(client, found["run"], summary)
 
 
-def test_sending_again_adds_nothing_but_a_name(small: Small, tmp_path: Path, mlflow: Any) -> None:
-    summary = small.run()
-    first = tracking.send(small.out, uri=str(store), experiment="first")
-    again = tracking.send(small.out, registered_model="jets")
+def test_sending_again_adds_nothing_but_a_name(finished: Small, store: Path, mlflow: Any) -> None:
+    first = tracking.track(finished.out, uri=str(store), experiment="first")
+    again = tracking.track(finished.out, registered_model="jets")
     assert again == {**first, "versions": {"jets": "1"}}
-    assert tracking.send(small.out, registered_model="jets") == again
+    assert tracking.track(finished.out, registered_model="jets") == again
     client = client_of(mlflow, first["uri"])
     assert only_run(client, "first").info.run_id == first["run"]
-    assert_epochs(client, first["run"], small.history())
-    assert_summary(client, first["run"], summary)
+    assert_epochs(client, first["run"], finished.history())
+    assert_summary(client, first["run"], record.summary(finished.out))
     assert [len(client.get_metric_history(first["run"], name)) for name in ("summary/ebops", "summary/seconds")] == [
         1,
         1,
@@ -258,7 +256,7 @@ def test_sending_again_adds_nothing_but_a_name(small: Small, tmp_path: Path, mlf
 
 
 def test_an_interrupted_run_is_sent_from_its_checkpoint(
-    small: Small, tmp_path: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch
+    small: Small, store: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = checkpoints.save
 
@@ -270,7 +268,7 @@ def test_an_interrupted_run_is_sent_from_its_checkpoint(
     monkeypatch.setattr(checkpoints, "save", save_and_stop)
     with pytest.raises(Interrupted):
         small.run()
-    found = tracking.send(small.out, uri=str(store))
+    found = tracking.track(small.out, uri=str(store))
     client = client_of(mlflow, found["uri"])
     assert (only_run(client).info.status, found["model"]) == ("KILLED", "")
     assert_epochs(client, found["run"], checkpoints.load(small.out / "checkpoint.npz").history)
@@ -312,7 +310,7 @@ def pqc(*arguments: object, before: str = "", env: dict[str, str] | None = None,
 
 
 @pytest.mark.parametrize("way", ["option", "setting", "schedule", "environment", "track"])
-def test_credentials_in_an_address_are_refused_and_never_shown(way: str, small: Small) -> None:
+def test_credentials_in_an_address_are_refused_and_never_shown(way: str, small: Small, finished_once: Small) -> None:
     arguments, env = small.arguments("run"), {}
     if way == "option":
         arguments += ["--track", WITH_SECRET]
@@ -323,8 +321,7 @@ def test_credentials_in_an_address_are_refused_and_never_shown(way: str, small: 
     if way == "environment":
         arguments, env = [*arguments, "--track"], {"MLFLOW_TRACKING_URI": WITH_SECRET}
     if way == "track":
-        small.run()
-        arguments = ["track", str(small.out), "--uri", WITH_SECRET]
+        arguments = ["track", str(finished_once.out), "--uri", WITH_SECRET]
     done = pqc("-vv", *arguments, env=env)
     assert done.returncode in (1, 2)
     assert done.stdout == ""
@@ -334,8 +331,8 @@ def test_credentials_in_an_address_are_refused_and_never_shown(way: str, small: 
         assert SECRET.encode() not in path.read_bytes()
 
 
-def test_the_command_line_tracks_where_mlflow_would(small: Small, tmp_path: Path, mlflow: Any) -> None:
-    (tmp_path / "here").mkdir()
+def test_the_command_line_tracks_where_mlflow_would(small: Small, store: Path, tmp_path: Path, mlflow: Any) -> None:
+    store.rename(tmp_path / "here")
     done = pqc(*small.arguments("train", "--track"), cwd=tmp_path / "here", env={"MLFLOW_TRACKING_URI": ""})
     assert (done.returncode, done.stdout) == (0, f"{small.out / 'trained.onnx'}\n"), done.stderr
     assert f"note: tracked as MLflow run {sent(small)['run']} at " in done.stderr
@@ -383,20 +380,17 @@ def test_without_mlflow_the_hint_is_what_to_install(small: Small) -> None:
         ("clean.onnx", "no model", "clean.onnx"),
     ],
 )
-def test_a_damaged_file_is_named(
-    name: str, content: str, words: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small.run()
-    (small.out / name).write_text(content, encoding="latin-1")
+def test_a_damaged_file_is_named(name: str, content: str, words: str, finished: Small, store: Path) -> None:
+    (finished.out / name).write_text(content, encoding="latin-1")
     with pytest.raises(PqcError, match=words) as caught:
-        tracking.send(small.out, uri=str(store))
+        tracking.track(finished.out, uri=str(store))
     assert name in str(caught.value)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nosuch", Path(__file__)):
         with pytest.raises(PqcError, match="there is no run in the folder"):
-            tracking.send(folder)
+            tracking.track(folder)
 
 
 def test_a_store_that_cannot_be_is_refused_before_training(small: Small, tmp_path: Path) -> None:
@@ -409,12 +403,11 @@ def test_a_store_that_cannot_be_is_refused_before_training(small: Small, tmp_pat
     assert not small.out.exists()
 
 
-def test_a_run_that_is_gone_from_its_store_says_what_to_do(small: Small, tmp_path: Path) -> None:
-    small.run(uri=str(store))
-    content = {**sent(small), "run": "0" * 32}
-    (small.out / "tracking.json").write_text(json.dumps(content))
+def test_a_run_that_is_gone_from_its_store_says_what_to_do(finished: Small, store: Path) -> None:
+    content = {**tracking.track(finished.out, uri=str(store)), "run": "0" * 32}
+    (finished.out / "tracking.json").write_text(json.dumps(content))
     with pytest.raises(TrackingError, match="remove tracking.json"):
-        tracking.send(small.out)
+        tracking.track(finished.out)
 
 
 @pytest.mark.parametrize(
@@ -426,10 +419,9 @@ def test_a_run_that_is_gone_from_its_store_says_what_to_do(small: Small, tmp_pat
         ({"experiment": "x" * 300}, "at most 250 characters"),
     ],
 )
-def test_a_name_that_cannot_be_is_refused(changes: dict[str, str], words: str, small: Small) -> None:
-    small.run()
+def test_a_name_that_cannot_be_is_refused(changes: dict[str, str], words: str, finished_once: Small) -> None:
     with pytest.raises(PqcError, match=words):
-        tracking.send(small.out, **changes)
+        tracking.track(finished_once.out, **changes)
 
 
 def test_where_a_run_is_tracked_is_no_part_of_what_it_computes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -80,5 +81,5 @@ class Follower:
             NOTES.warning(
                 "tracking failed: %s; the run is not affected; `pqc track %s` sends it later",
                 " ".join(reason.split())[:MOST_WORDS],
-                self._folder,
+                shlex.quote(str(self._folder)),
             )

@@ -10,7 +10,7 @@ from pqc.workflows.job import RunOptions
 from pqc.workflows.quantization import check_quant
 from pqc.workflows.running import load_plan, run, train
 from pqc.workflows.sources import Source, catalogue, resolve
-from pqc.workflows.tracking import track_settings, tracked
+from pqc.workflows.tracking import track, track_settings, tracked
 
 __all__ = [
     "RunOptions",
@@ -29,6 +29,7 @@ __all__ = [
     "resolve",
     "run",
     "show",
+    "track",
     "track_settings",
     "tracked",
     "train",

@@ -42,9 +42,9 @@ def tracked(settings: Mlflow | None, folder: Path, listener: Listener | None) ->
     follower.close("FINISHED")
 
 
-def track_settings(plan: Schedule, track: str | None) -> Mlflow | None:
+def track_settings(plan: Schedule, asked: str | None) -> Mlflow | None:
     """What `--track` asks for (None: what the schedule says; empty: its address, or MLflow's own), or None."""
-    return plan.tracking.mlflow if track is None else settings(plan, uri=track or None)
+    return plan.tracking.mlflow if asked is None else settings(plan, uri=asked or None)
 
 
 def settings(plan: Schedule, **changes: str | None) -> Mlflow:
@@ -63,7 +63,7 @@ def settings(plan: Schedule, **changes: str | None) -> Mlflow:
         raise UsageError(reason, at=f"tracking.mlflow.{first['loc'][0]}", hint="see docs/tracking.md") from None
 
 
-def send(folder: Path, **changes: str | None) -> dict[str, Any]:
+def track(folder: Path, **changes: str | None) -> dict[str, Any]:
     """Send the run of a folder, or what is missing of it; see `settings` for the changes.
 
     Returns:
