@@ -73,8 +73,8 @@ class CalibrateQuant(Pass):
     def _feeds(self, model: ir.Model) -> dict[str, np.ndarray]:
         feeds = sample(model, self.samples)
         if self.data:
-            arrays = data.read(Path(self.data))
-            feeds |= {name: data.as_float(arrays[name][: self.samples]) for name in feeds if name in arrays}
+            arrays = data.samples(Path(self.data), [value for value in model.graph.inputs if value.name in feeds])
+            feeds = {name: data.as_float(array[: len(feeds[name])]) for name, array in arrays.items()}
         return feeds
 
 
