@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -199,3 +200,14 @@ def test_diff_says_how_the_inputs_differ(fails: Fails) -> None:
 def test_what_is_for_code_is_refused_with_an_onnx_file(option: tuple[str, str], fails: Fails) -> None:
     error = fails("import", "m.onnx", "-o", "o.onnx", *option, code=2)
     assert "shapes and weights are for code" in error
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_no_harm(closed: str, here: Path) -> None:
+    command = f"{sys.executable} -m pqc opt m.onnx -p normalize -o o.onnx {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == ("o.onnx\n" if closed in ("<&-", "2>&-") else "")
+    graph.load("o.onnx")
+    failed = subprocess.run(["bash", "-c", command.replace("m.onnx", "nosuch")], capture_output=True, timeout=60)
+    assert failed.returncode == 1
