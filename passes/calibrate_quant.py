@@ -45,6 +45,8 @@ class CalibrateQuant(Pass):
             raise ValueError(f"no method '{self.method}'; there are {', '.join(calibration.METHODS)}")
         if not 0 < self.percent <= 100:
             raise ValueError(f"a percentile is above 0 and at most 100, not {self.percent:g}")
+        if self.samples < 1:
+            raise ValueError(f"at least one sample is needed, not {self.samples}")
 
     def rewrite(self, model: ir.Model) -> int:
         learned = {site.node: site for site in quantizer_sites.sites(model.graph) if site.learns}

@@ -55,7 +55,7 @@ def _training_options(verb: Verb) -> Verb:
         track_option,
         click.option("--resume", is_flag=True, help="Go on from the checkpoint in the output folder, if there is one."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
-        click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
+        click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True),
         click.option(
             "--verify-each/--no-verify-each",
             default=None,

@@ -185,7 +185,7 @@ def test_the_verbs_are_listed_in_the_order_of_the_chain(pqc: Run) -> None:
         (["run"], "Missing argument 'MODEL'"),
         (["run", "m.onnx"], "Missing option '-o' / '--out'"),
         (["run", "m.onnx", "-o", "x", "--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
-        (["run", "m.onnx", "-o", "x", "--threads", "0"], "0 is not in the range x>=1"),
+        (["run", "m.onnx", "-o", "x", "--threads", "0"], "0 is not in the range 1<=x<=1024"),
         (["run", "m.onnx", "-o", "x", "--set", "batch"], "expected key=value and got 'batch'"),
         (["run", "m.onnx", "-o", "x", "--set", "=3"], "expected key=value and got '=3'"),
         (["list", "nothing"], "'nothing' is not one of 'passes', 'methods', 'schedules', 'models'"),

@@ -211,3 +211,14 @@ def test_closed_streams_do_no_harm(closed: str, here: Path) -> None:
     graph.load("o.onnx")
     failed = subprocess.run(["bash", "-c", command.replace("m.onnx", "nosuch")], capture_output=True, timeout=60)
     assert failed.returncode == 1
+
+
+@pytest.mark.parametrize("samples", [0, -3])
+def test_calibration_needs_a_sample(samples: int, fails: Fails) -> None:
+    error = fails("opt", "m.onnx", "-p", f"calibrate-quant{{samples={samples}}}", "-o", "o.onnx")
+    assert f"at least one sample is needed, not {samples}" in error
+
+
+def test_more_threads_than_any_machine_has_are_refused(fails: Fails) -> None:
+    error = fails("train", "m.onnx", "-s", "s.yaml", "-d", "d.npz", "-o", "out", "--threads", 10**11, code=2)
+    assert "is not in the range 1<=x<=1024" in error

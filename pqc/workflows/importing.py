@@ -185,9 +185,9 @@ def _read(request: Request) -> Source:
 
 
 def _onnx(path: Path, request: Request) -> Source:
+    model = graph.load(path)
     if request.inputs or request.weights is not None:
         raise UsageError("shapes and weights are for code; an ONNX file has its own", at=str(path))
-    model = graph.load(path)
     feeds = sample(model, batch_size(model) or ROWS)
     if request.samples is not None:
         arrays = data.samples(request.samples, [value for value in model.graph.inputs if value.name in feeds])
