@@ -15,6 +15,7 @@ from conftest import make_mlp
 
 from pqc import cli, data, graph
 from pqc.errors import DataError
+from pqc.functions.losses import LOSSES, RANGES
 
 ROWS = 60
 SCHEDULE = "training: {batch: 8}\nphases: {training: {epochs: 1}, fine_tuning: {epochs: 1}}\n"
@@ -222,3 +223,28 @@ def test_calibration_needs_a_sample(samples: int, fails: Fails) -> None:
 def test_more_threads_than_any_machine_has_are_refused(fails: Fails) -> None:
     error = fails("train", "m.onnx", "-s", "s.yaml", "-d", "d.npz", "-o", "out", "--threads", 10**11, code=2)
     assert "is not in the range 1<=x<=1024" in error
+
+
+@pytest.mark.parametrize(
+    ("loss", "option", "value", "words"),
+    [
+        ("cross-entropy", "smoothing", "2", "a number from 0 to 1, not 2"),
+        ("cross-entropy", "smoothing", "-0.1", "a number from 0 to 1, not -0.1"),
+        ("huber", "delta", "0", "a positive number, not 0"),
+        ("huber", "delta", "1.0e+300", "a positive number, not 1e+300"),
+        ("focal", "gamma", "-1", "a number from 0 on, not -1"),
+        ("info-nce", "temperature", "1.0e-300", "a positive number, not 1e-300"),
+    ],
+)
+def test_an_option_of_a_loss_out_of_its_range_is_refused(
+    loss: str, option: str, value: str, words: str, fails: Fails
+) -> None:
+    Path("loss.yaml").write_text(f"training:\n  loss: {loss}\n  loss_options: {{{option}: {value}}}\n")
+    error = fails("schedule", "check", "loss.yaml")
+    assert error.startswith("pqc: schedule error: loss.yaml:1: 'training': ")
+    assert f"loss_options: {option} is {words}" in error
+
+
+def test_every_option_of_a_loss_has_a_range() -> None:
+    options = {one.name for loss in LOSSES.values() for one in loss.bodies()[0].attribute_proto}
+    assert options == RANGES.keys()

@@ -372,6 +372,7 @@ def test_without_mlflow_the_hint_is_what_to_install(small: Small) -> None:
         ("tracking.json", "[1]", "the file is damaged"),
         ("tracking.json", '{"uri": "sqlite:///x", "run": "1", "model": "", "versions": 3}', "the file is damaged"),
         ("history.json", '{"a": 1}', "the history is no list of epochs"),
+        ("history.json", '[{"epoch": "first"}]', "the history is no list of epochs"),
         ("history.json", "[" * 100_000, "cannot read the file"),
         ("history.json", "\xff\xfe", "cannot read the file"),
         ("summary.json", "[]", "the summary is no mapping"),

@@ -41,7 +41,9 @@ def history(folder: Path) -> list[dict[str, Any]]:
     if not (folder / HISTORY).is_file():
         return checkpoints.load(folder / CHECKPOINT).history if (folder / CHECKPOINT).is_file() else []
     found = _json(folder / HISTORY)
-    if not isinstance(found, list) or not all(isinstance(one, dict) and "epoch" in one for one in found):
+    if not isinstance(found, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("epoch"), int) for one in found
+    ):
         raise DataError("the history is no list of epochs", at=str(folder / HISTORY), hint="run `pqc run --resume`")
     return found
 
