@@ -24,7 +24,7 @@ def address(text: str | None) -> str | None:
     if not text:
         return None
     refuse(text)
-    return text if ":" in text else f"{SQLITE}{Path(text).expanduser().resolve() / 'mlflow.db'}"
+    return text.rstrip("/") if ":" in text else f"{SQLITE}{Path(text).expanduser().resolve() / 'mlflow.db'}"
 
 
 def database(uri: str) -> Path | None:
