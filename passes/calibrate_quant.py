@@ -45,6 +45,8 @@ class CalibrateQuant(Pass):
             raise ValueError(f"no method '{self.method}'; there are {', '.join(calibration.METHODS)}")
         if not 0 < self.percent <= 100:
             raise ValueError(f"a percentile is above 0 and at most 100, not {self.percent:g}")
+        if self.samples < 1:
+            raise ValueError(f"at least one sample is needed, not {self.samples}")
 
     def rewrite(self, model: ir.Model) -> int:
         learned = {site.node: site for site in quantizer_sites.sites(model.graph) if site.learns}
@@ -73,8 +75,8 @@ class CalibrateQuant(Pass):
     def _feeds(self, model: ir.Model) -> dict[str, np.ndarray]:
         feeds = sample(model, self.samples)
         if self.data:
-            arrays = data.read(Path(self.data))
-            feeds |= {name: data.as_float(arrays[name][: self.samples]) for name in feeds if name in arrays}
+            arrays = data.samples(Path(self.data), [value for value in model.graph.inputs if value.name in feeds])
+            feeds = {name: data.as_float(array[: len(feeds[name])]) for name, array in arrays.items()}
         return feeds
 
 

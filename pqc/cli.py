@@ -55,7 +55,7 @@ def _training_options(verb: Verb) -> Verb:
         track_option,
         click.option("--resume", is_flag=True, help="Go on from the checkpoint in the output folder, if there is one."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
-        click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
+        click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True),
         click.option(
             "--verify-each/--no-verify-each",
             default=None,
@@ -389,6 +389,7 @@ def main() -> NoReturn:
     """Run the command line and exit."""
     if not (3, 10) <= sys.version_info[:2] <= (3, 12):
         sys.exit(f"pqc needs Python 3.10 to 3.12 (its engine has no build beyond); this is {sys.version.split()[0]}")
+    _replace_closed_streams()
     verbose = any(argument in ("-vv", "-vvv") for argument in sys.argv[1:]) or sys.argv.count("-v") > 1
     try:
         interrupts.listen()
@@ -417,6 +418,13 @@ def main() -> NoReturn:
         hint = "this is a defect of pqc; run again with -vv and report what it prints"
         sys.exit(_fail(PqcError(f"{type(error).__name__}: {error}", hint=hint), verbose))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _replace_closed_streams() -> None:
+    """Lead them nowhere: the next file to be opened would have their number, and get what libraries print."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 def _fail(error: PqcError, verbose: bool) -> int:

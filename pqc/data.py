@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from pqc import files
 from pqc.errors import DataError
 
 Arrays = dict[str, np.ndarray]
@@ -182,7 +183,8 @@ def read(path: Path) -> Arrays:
         raise DataError("no such data file or folder", at=str(path), hint="give --data, or a reference model by name")
     try:
         if path.is_dir():
-            return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(path.glob("*.npy"))}
+            return {file.stem: _map(file) for file in sorted(path.glob("*.npy"))}
+        _refuse_device(path)
         if path.suffix == ".npz":
             return _read_npz(path)
         return _read_parquet(path) if path.suffix == ".parquet" else _read_hdf5(path)
@@ -191,6 +193,46 @@ def read(path: Path) -> Arrays:
     except Exception as error:  # the readers raise whatever a broken file leads them to
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(f"cannot read the data: {reason}", at=str(path), hint="is the file complete?") from error
+
+
+def samples(path: Path, values: Iterable[ir.Value]) -> Arrays:
+    """The arrays at `path` for some inputs, by name: what a model is compared or calibrated on, without a target.
+
+    Raises:
+        DataError: an array is missing, does not fit its input, has no rows, or holds NaN.
+    """
+    arrays, found, rows = read(path), {}, dict[str, int]()
+    for value in values:
+        name = str(value.name)
+        if name not in arrays:
+            there = ", ".join(arrays) or "nothing"
+            raise DataError(f"no array for the input '{name}'", at=str(path), hint=f"name it so; there is {there}")
+        _check_numbers(name, arrays[name], path)
+        if not len(arrays[name]):
+            raise DataError(f"'{name}' has no rows", at=str(path), hint="give at least one")
+        if value.shape is not None and len(value.shape):
+            _check_input(arrays[name], value, path)
+            _check_batch(arrays[name], value, path)
+            rows |= {} if isinstance(value.shape[0], int) else {name: len(arrays[name])}
+        found[name] = arrays[name]
+    if len(set(rows.values())) > 1:
+        counts = ", ".join(f"'{name}' {count}" for name, count in rows.items())
+        raise DataError(f"the inputs have different numbers of rows: {counts}", at=str(path), hint="cut them")
+    return found
+
+
+def _refuse_device(path: Path) -> None:
+    reason = files.no_file(path)
+    if reason is not None:
+        raise DataError(f"cannot read the data: {reason}", at=str(path), hint="give a file or a folder")
+
+
+def _map(path: Path) -> np.ndarray:
+    _refuse_device(path)
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        raise DataError(f"not an array of numbers: {error}", at=str(path), hint="is the file complete?") from error
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -301,6 +343,16 @@ def _check_input(array: np.ndarray, value: ir.Value, path: Path) -> None:
             hint="reshape it",
         )
     _check_finite(str(value.name), array, path)
+
+
+def _check_batch(array: np.ndarray, value: ir.Value, path: Path) -> None:
+    size = value.shape[0] if value.shape is not None else None
+    if isinstance(size, int) and len(array) < size:
+        raise DataError(
+            f"the model takes {size} rows at a time, and '{value.name}' has {len(array)}",
+            at=str(path),
+            hint="give more rows, or free the model's batch (pqc import)",
+        )
 
 
 def _check_finite(name: str, array: np.ndarray, path: Path) -> None:

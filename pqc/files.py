@@ -23,8 +23,8 @@ def replacing(path: Path) -> Iterator[Path]:
     # A name that is known before the file is made: an interrupt between the two leaves nothing behind.
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        if path.exists() and not path.is_file():
-            reason = "it is a folder" if path.is_dir() else "it is a device"
+        reason = no_file(path)
+        if reason is not None and path.exists():
             raise PqcError(f"cannot write the file: {reason}", at=str(path), hint="give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
@@ -71,9 +71,23 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
+def no_file(path: Path) -> str | None:
+    """Why what is at `path` is no file, or None; a device or a pipe might be read for ever."""
+    if path.is_file():
+        return None
+    if path.is_dir():
+        return "it is a folder"
+    if path.exists():
+        return "it is a device or a pipe"
+    return "it is a link that leads nowhere" if path.is_symlink() else None
+
+
 def cannot_write(path: Path, error: OSError) -> PqcError:
     """The error to raise when `path` could not be written."""
     reason = error.strerror or str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        obstacle = next(one for one in path.parents if one.exists() or one.is_symlink())
+        reason = f"'{obstacle}' is not a folder"
     return PqcError(
         f"cannot write the file: {reason}",
         at=str(path),

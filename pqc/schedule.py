@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
-from pqc import curves
+from pqc import curves, files
 from pqc.errors import ScheduleError
 from pqc.method import RAMP, Method
 from pqc.methods import make
@@ -243,6 +243,9 @@ def _text(source: str | Path) -> tuple[str, str]:
     if str(source) in _shipped():
         file = resources.files("pqc.schedules") / f"{source}.yaml"
         return file.name, file.read_text(encoding="utf-8")
+    reason = files.no_file(path) if str(source) else None
+    if reason is not None:
+        raise ScheduleError(f"no schedule file: {reason}", at=str(path), hint="see `pqc list schedules`")
     raise ScheduleError(
         f"no schedule file or shipped schedule '{source}'{nearest(str(source), _shipped())}",
         hint="see `pqc list schedules`",

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from pqc import curves
 from pqc.blocks import PARTS
 from pqc.errors import PqcError
 from pqc.fixed_point import FixedPoint
-from pqc.functions.losses import DISTILLATION, LOSSES, RECONSTRUCTION
+from pqc.functions.losses import DISTILLATION, LOSSES, RANGES, RECONSTRUCTION
 from pqc.functions.optimizers import OPTIMIZERS
 from pqc.methods import TABLE as METHODS
 from pqc.methods import make
@@ -301,6 +302,11 @@ class Training(Section):
     def _loss_options_exist(self) -> Training:
         known = [attribute.name for attribute in LOSSES[self.loss].bodies()[0].attribute_proto]
         refuse_unknown(self.loss_options, known, f"'{self.loss}' has no option")
+        for option, value in self.loss_options.items():
+            words, holds = RANGES[option]
+            with np.errstate(over="ignore"):
+                if not holds(float(np.float32(value))):
+                    raise ValueError(f"loss_options: {option} is {words}, not {value:g}")
         return self
 
     @model_validator(mode="after")

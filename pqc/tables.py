@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether it is one; what the caller has closed is None."""
+    return stream is not None and stream.isatty()
+
+
 ERRORS = Console(stderr=True, soft_wrap=True)
 # Where there is no terminal, tables are as wide as their words.
-OUTPUT = Console(width=None if sys.stdout.isatty() else 200)
-WIDE = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+OUTPUT = Console(width=None if _is_terminal(sys.stdout) else 200)
+WIDE = Console(stderr=True, width=None if _is_terminal(sys.stderr) else 200)
 
 
 def say_steps(steps: list[Any]) -> None:

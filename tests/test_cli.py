@@ -185,7 +185,7 @@ def test_the_verbs_are_listed_in_the_order_of_the_chain(pqc: Run) -> None:
         (["run"], "Missing argument 'MODEL'"),
         (["run", "m.onnx"], "Missing option '-o' / '--out'"),
         (["run", "m.onnx", "-o", "x", "--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
-        (["run", "m.onnx", "-o", "x", "--threads", "0"], "0 is not in the range x>=1"),
+        (["run", "m.onnx", "-o", "x", "--threads", "0"], "0 is not in the range 1<=x<=1024"),
         (["run", "m.onnx", "-o", "x", "--set", "batch"], "expected key=value and got 'batch'"),
         (["run", "m.onnx", "-o", "x", "--set", "=3"], "expected key=value and got '=3'"),
         (["list", "nothing"], "'nothing' is not one of 'passes', 'methods', 'schedules', 'models'"),
@@ -904,7 +904,9 @@ def test_resuming_another_run_is_refused_and_nothing_is_touched(setting: str, tr
 
 
 def start(job: Job, *more: object) -> subprocess.Popen[str]:
-    """A long training run in a process of its own, once it has begun to train."""
+    """A long training run in a process of its own, once it has trained an epoch."""
+    path = job.out / "checkpoint.npz"
+    known = len(checkpoints.load(path).history) if path.exists() else 0
     arguments = job.arguments("train", "--set", "phases.training.epochs=100000", *more)
     running = subprocess.Popen(
         [sys.executable, "-m", "pqc", *map(str, arguments)],
@@ -914,7 +916,7 @@ def start(job: Job, *more: object) -> subprocess.Popen[str]:
     )
     deadline = time.monotonic() + 60
     while running.poll() is None and time.monotonic() < deadline:
-        if (job.out / "checkpoint.npz").exists() and checkpoints.load(job.out / "checkpoint.npz").history:
+        if path.exists() and len(checkpoints.load(path).history) > known:
             break
         time.sleep(0.05)
     return running
@@ -936,7 +938,6 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(job: Job) -> None:
     assert 0 <= int(match[1]) - done <= 1
     assert not [file.name for file in job.out.iterdir() if file.name.startswith(".")]
     resumed = start(job, "--resume")
-    time.sleep(0.3)
     resumed.send_signal(signal.SIGINT)
     resumed.communicate(timeout=30)
     assert resumed.returncode == 1

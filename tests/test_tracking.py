@@ -187,6 +187,20 @@ def test_a_run_that_fails_is_marked(small: Small, store: Path, mlflow: Any, monk
     assert_epochs(client, sent(small)["run"], small.history())
 
 
+def test_a_run_that_was_opened_by_half_is_sent_whole(
+    finished: Small, store: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = MlflowTracker(Mlflow(uri=str(store)))
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_batch", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tracker.open(finished.out)
+    tracker.close(finished.out, "FINISHED", finished.history())
+    client = client_of(mlflow, tracker.uri)
+    assert only_run(client).data.params == record.parameters(finished.plan())
+    assert_epochs(client, sent(finished)["run"], finished.history())
+
+
 class Away:
     """A tracker that stops working at an epoch."""
 
@@ -297,7 +311,7 @@ def test_an_address_that_cannot_be_is_refused(text: str, reason: str) -> None:
 def test_a_folder_is_a_database_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert address("some runs") == f"sqlite:///{tmp_path}/some runs/mlflow.db"
-    assert address("http://host:5000") == "http://host:5000"
+    assert address("http://host:5000/") == "http://host:5000"
     assert address("") is address(None) is None
 
 
@@ -372,6 +386,7 @@ def test_without_mlflow_the_hint_is_what_to_install(small: Small) -> None:
         ("tracking.json", "[1]", "the file is damaged"),
         ("tracking.json", '{"uri": "sqlite:///x", "run": "1", "model": "", "versions": 3}', "the file is damaged"),
         ("history.json", '{"a": 1}', "the history is no list of epochs"),
+        ("history.json", '[{"epoch": "first"}]', "the history is no list of epochs"),
         ("history.json", "[" * 100_000, "cannot read the file"),
         ("history.json", "\xff\xfe", "cannot read the file"),
         ("summary.json", "[]", "the summary is no mapping"),

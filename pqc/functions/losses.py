@@ -181,6 +181,14 @@ LOSSES: dict[str, Operator] = {
     "info-nce": INFO_NCE,
 }
 
+_POSITIVE = ("a positive number", lambda value: 0 < value < math.inf)
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "smoothing": ("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    "gamma": ("a number from 0 on", lambda value: 0 <= value < math.inf),
+    **dict.fromkeys(("delta", "temperature", "width", "radius"), _POSITIVE),
+}
+"""What the options of losses may be, as float32: in words, and as a condition."""
+
 RECONSTRUCTION = ("mse", "l1", "huber")
 """What may hold an output against the input."""
 

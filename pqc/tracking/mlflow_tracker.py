@@ -79,7 +79,6 @@ class MlflowTracker:
                 found.save(folder)
             else:
                 self._client.update_run(found.run, "RUNNING")
-            self.sent = found
             known = self._client.get_run(found.run).data.params
             self._epochs = {metric.step for metric in self._client.get_metric_history(found.run, PER_EPOCH)}
             values = record.parameters(record.plan(folder))
@@ -87,6 +86,7 @@ class MlflowTracker:
             for batch in _batches(params, MOST_PARAMS):
                 self._client.log_batch(found.run, params=batch)
             self._client.log_artifact(found.run, str(folder / record.PLAN))
+            self.sent = found
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Send the numbers of one epoch, unless they were sent before."""

@@ -38,17 +38,19 @@ def plan(folder: Path) -> Schedule:
 
 def history(folder: Path) -> list[dict[str, Any]]:
     """The records of the epochs: those of a finished run, or as far as its checkpoint goes."""
-    if not (folder / HISTORY).exists():
-        return checkpoints.load(folder / CHECKPOINT).history if (folder / CHECKPOINT).exists() else []
+    if not (folder / HISTORY).is_file():
+        return checkpoints.load(folder / CHECKPOINT).history if (folder / CHECKPOINT).is_file() else []
     found = _json(folder / HISTORY)
-    if not isinstance(found, list) or not all(isinstance(one, dict) and "epoch" in one for one in found):
+    if not isinstance(found, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("epoch"), int) for one in found
+    ):
         raise DataError("the history is no list of epochs", at=str(folder / HISTORY), hint="run `pqc run --resume`")
     return found
 
 
 def summary(folder: Path) -> dict[str, Any]:
     """What a finished run found; empty where it has not come so far."""
-    if not (folder / SUMMARY).exists():
+    if not (folder / SUMMARY).is_file():
         return {}
     found = _json(folder / SUMMARY)
     if not isinstance(found, dict):
@@ -93,7 +95,7 @@ def portable(folder: Path) -> ir.Model | None:
     Raises:
         GraphError: the file is damaged.
     """
-    if not (folder / CLEAN).exists():
+    if not (folder / CLEAN).is_file():
         return None
     model = graph.load(folder / CLEAN)
     library.unlink(model)

@@ -42,7 +42,7 @@ def read(folder: Path) -> Sent | None:
         TrackingError: the file is damaged.
     """
     path = folder / FILE
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         if path.stat().st_size > MAX_BYTES:

@@ -24,7 +24,7 @@ def address(text: str | None) -> str | None:
     if not text:
         return None
     refuse(text)
-    return text if ":" in text else f"{SQLITE}{Path(text).expanduser().resolve() / 'mlflow.db'}"
+    return text.rstrip("/") if ":" in text else f"{SQLITE}{Path(text).expanduser().resolve() / 'mlflow.db'}"
 
 
 def database(uri: str) -> Path | None:
@@ -40,7 +40,7 @@ def refuse(uri: str) -> str:
     """
     try:
         parts = urlsplit(uri)
-        host = parts.hostname
+        host, _ = parts.hostname or "", parts.port
     except ValueError:
         raise ValueError("the tracking address is not a URI; give http://HOST:PORT or a folder") from None
     if "@" in parts.netloc:
@@ -48,8 +48,10 @@ def refuse(uri: str) -> str:
             "the tracking address holds credentials; give it without them, and set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         )
-    if parts.scheme in ("http", "https") and not host:
+    if parts.scheme in ("http", "https") and (not host or host.strip() != host):
         raise ValueError("the tracking address has no host; give http://HOST:PORT or a folder")
+    if parts.scheme == "sqlite" and (not uri.startswith(SQLITE) or uri in (SQLITE, f"{SQLITE}:memory:")):
+        raise ValueError("the tracking address has no file, so nothing would be kept; give sqlite:///FILE or a folder")
     if parts.scheme == "file":
         raise ValueError("MLflow's file store is out of use; give the folder itself, which gets a database")
     return uri

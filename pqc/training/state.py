@@ -127,6 +127,8 @@ def load(path: Path) -> TrainingState:
         TrainingError: the file is missing, damaged or no checkpoint.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("a folder, or a pipe that might be read for ever")
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if not np.array_equal(arrays.pop("digest"), _digest(arrays)):

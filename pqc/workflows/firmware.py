@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pqc import data
-from pqc.errors import DataError
 from pqc.workflows.sources import Source
 
 if TYPE_CHECKING:
@@ -42,11 +41,8 @@ def hls(
     model = source.load()
     samples = None
     if data_path is not None:
-        arrays = data.read(data_path)
-        name = str(model.graph.inputs[0].name)
-        if name not in arrays:
-            raise DataError(f"no array for the input '{name}'", at=str(data_path), hint=f"it has: {', '.join(arrays)}")
-        samples = data.as_float(arrays[name])
+        value = model.graph.inputs[0]
+        samples = data.as_float(data.samples(data_path, [value])[str(value.name)])
     return record(handover.hls(model, out, samples=samples, backend=backend, io_type=io_type), backend, io_type)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from pqc import data, engine, exporters, graph, pipeline
+from pqc import data, engine, exporters, files, graph, pipeline
 from pqc.errors import DataError, EnvironmentFault, GraphError, PassError, UnsupportedError, UsageError
 from pqc.samples import batch_size, sample
 from pqc.workflows.checks import check_inputs
@@ -165,7 +165,12 @@ def _read(request: Request) -> Source:
     path = code if code.endswith(".py") else request.source
     name = name if code.endswith(".py") else ""
     if not Path(path).is_file():
-        raise GraphError("no such model file", at=path, hint="give an .onnx, .keras or .pt2 file, or FILE.py:NAME")
+        reason = files.no_file(Path(path)) if path else None
+        raise GraphError(
+            f"no model file: {reason}" if reason else "no such model file",
+            at=path,
+            hint="give an .onnx, .keras or .pt2 file, or FILE.py:NAME",
+        )
     if path.endswith(".py") and not name:
         raise UsageError(f"which model of {path}?", hint=f"give its name: {path}:NAME")
     if Path(path).suffix in (".pt", ".pth", ".pkl", ".pickle"):
@@ -181,12 +186,11 @@ def _read(request: Request) -> Source:
 
 def _onnx(path: Path, request: Request) -> Source:
     model = graph.load(path)
+    if request.inputs or request.weights is not None:
+        raise UsageError("shapes and weights are for code; an ONNX file has its own", at=str(path))
     feeds = sample(model, batch_size(model) or ROWS)
     if request.samples is not None:
-        arrays = data.read(request.samples)
-        missing = [name for name in feeds if name not in arrays]
-        if missing:
-            raise DataError(f"no array for the input '{missing[0]}'", at=str(request.samples))
+        arrays = data.samples(request.samples, [value for value in model.graph.inputs if value.name in feeds])
         feeds = {name: arrays[name].astype(feeds[name].dtype) for name in feeds}
     outputs = list(_evaluate(model, feeds).values())
     producer = f"{model.producer_name or 'unknown producer'} {model.producer_version or ''}".strip()

@@ -131,7 +131,7 @@ def diff(a: str | Path, b: str | Path, data_path: Path | None = None, rows: int 
     wanted = {name: array.shape[1:] for name, array in sample(second, 1).items()}
     if wanted != {name: array.shape[1:] for name, array in feeds.items()}:
         raise DataError(
-            f"the inputs differ: {', '.join(feeds)} against {', '.join(wanted)}", hint="compare models of one network"
+            f"the inputs differ: {_listed(first)} against {_listed(second)}", hint="compare models of one network"
         )
     found = [list(engine.evaluate(model, feeds).items()) for model in (first, second)]
     return [
@@ -144,11 +144,13 @@ def _feeds(model: ir.Model, path: Path | None, rows: int) -> dict[str, np.ndarra
     feeds = sample(model, batch_size(model) or rows)
     if path is None:
         return feeds
-    arrays = data.read(path)
-    missing = [name for name in feeds if name not in arrays]
-    if missing:
-        raise DataError(f"no array for the input '{missing[0]}'", at=str(path), hint=f"it has: {', '.join(arrays)}")
+    arrays = data.samples(path, [value for value in model.graph.inputs if value.name in feeds])
     return {name: data.as_float(arrays[name][: len(feeds[name])]) for name in feeds}
+
+
+def _listed(model: ir.Model) -> str:
+    """The inputs with their shapes, without the rows."""
+    return ", ".join(f"{name} {list(array.shape[1:])}" for name, array in sample(model, 1).items())
 
 
 def _difference(name: str, left: np.ndarray, right: np.ndarray) -> Difference:

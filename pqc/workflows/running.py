@@ -67,7 +67,7 @@ def run(
 
 def load_plan(name: str | Path | None, source: Source, settings: dict[str, str]) -> Schedule:
     """The schedule that was asked for, or the one that the model brings; notes on it go to the log."""
-    plan, notes = schedule.read(name or source.schedule or "cs", settings)
+    plan, notes = schedule.read((source.schedule or "cs") if name is None else name, settings)
     for note in notes:
         NOTES.info("%s", note)
     return plan

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from pqc import graph, schedule
+from pqc import files, graph, schedule
 from pqc.errors import GraphError, UsageError
 from pqc.methods import TABLE as METHODS
 from pqc.models import TABLE as MODELS
@@ -48,6 +48,11 @@ def resolve(model: str | Path) -> Source:
     if str(model) in MODELS and not path.is_file():
         found = MODELS[str(model)]
         return Source(found.name, found.path(), found.data_path(), found.schedule, found.classes)
+    reason = files.no_file(path) if str(model) else None
+    if reason is not None:
+        raise GraphError(
+            f"no model file: {reason}", at=str(path), hint="give an ONNX file, or a name of `pqc list models`"
+        )
     if not path.is_file():
         raise GraphError(
             f"no model file or reference model '{model}'{nearest(str(model), MODELS)}", hint="see `pqc list models`"

@@ -80,6 +80,6 @@ def track(folder: Path, **changes: str | None) -> dict[str, Any]:
         changes["uri"] = earlier.uri
     history = record.history(folder)
     tracker = MlflowTracker(settings(plan, **changes))
-    tracker.close(folder, "FINISHED" if (folder / record.HISTORY).exists() else "KILLED", history)
+    tracker.close(folder, "FINISHED" if (folder / record.HISTORY).is_file() else "KILLED", history)
     assert tracker.sent is not None
     return vars(tracker.sent)
