@@ -63,6 +63,14 @@ TABLE = {
             classes=JET_CLASSES,
         ),
         ReferenceModel(
+            name="particle_transformer",
+            description="Five classes of jets from 32 particles: attention with features of pairs, 10,927 parameters",
+            file="particle_transformer/particle_transformer.onnx",
+            data="jet_constituents/data",
+            schedule="particle-transformer",
+            classes=JET_CLASSES,
+        ),
+        ReferenceModel(
             name="resnet20",
             description="Ten digits in images of 8x8 pixels: ResNet-20, a quarter as wide as published",
             file="resnet20/resnet20.onnx",

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
 from pqc import graph
+from pqc.rewrites.lengths import replace_marks
 from pqc.rewriting import Meaning, Pass, close
 from pqc.shapes import infer_shapes
 
@@ -16,7 +17,8 @@ from pqc.shapes import infer_shapes
 class FoldConstants(Pass):
     """Compute what depends on constants alone.
 
-    Shape arithmetic and constant subexpressions of standard operators → initializers.
+    Shape arithmetic and constant subexpressions of standard operators → initializers. A choice that asks whether a
+    length is negative, as exporters write it before Expand → the lengths.
     Leaves Quant, masks and results of more than `limit` elements alone.
     """
 
@@ -30,6 +32,7 @@ class FoldConstants(Pass):
         folded = graph.copy(model)
         limits = {"input_size_limit": self.limit, "output_size_limit": self.limit}
         fold_constants(folded, onnx_shape_inference=False, should_fold=self._should_fold, **limits)
+        replace_marks(folded.graph)
         graph.remove_unused(folded.graph)
         removed = len(model.graph) - len(folded.graph)
         if removed:

@@ -12,10 +12,12 @@ from conftest import initializers, onnx_model
 import reference_quant as reference
 from pqc import calibration, engine, graph, layers, pipeline, schedule
 from pqc.calibration import Calibration, Kind
+from pqc.data import Split
 from pqc.errors import PqcError, ScheduleError
 from pqc.fixed_point import rounded
 from pqc.functions.fixed_quant import ROUNDINGS
-from pqc.workflows.compression import compress_pipeline
+from pqc.schedule import Schedule
+from pqc.workflows.compression import compress, compress_pipeline
 
 DENSE = "(float[n,4] x) => (float[n,4] y) { h = MatMul (x, fc__weight) y = Tanh (h) }"
 TANH = "(float[n,3] x) => (float[n,2] y) { t = Tanh (x) y = MatMul (t, fc__weight) }"
@@ -261,6 +263,18 @@ def test_other_methods_are_refused(options: str, message: str) -> None:
 def test_a_schedule_names_the_method(text: str, expected: str) -> None:
     plan = schedule.load("quantize-only", {"quantization.calibration": text})
     assert f"calibrate-quant{{data=d.npz{' ' * bool(expected)}{expected}}}" in compress_pipeline(plan, Path("d.npz"))
+
+
+@pytest.mark.parametrize(("width", "rows"), [(4, 4096), (2**13, 1024), (2**18, 64)])
+def test_large_activations_are_calibrated_on_fewer_rows(tmp_path: Path, width: int, rows: int) -> None:
+    text = f"(float[n,2] x) => (float[n,{width}] y) {{ h = MatMul (x, fc__weight) y = Tanh (h) }}"
+    model = onnx_model(text, fc__weight=np.zeros((2, width)))
+    pipeline.run(model, "normalize")
+    inputs = {"x": np.arange(10_000, dtype=np.float32).reshape(5000, 2)}
+    split = Split(inputs, np.zeros(5000, np.int64), np.arange(5000))
+    compress(model, Schedule.model_validate({"quantization": None}), split, tmp_path, verify_each=False)
+    with np.load(tmp_path / "calibration.npz") as arrays:
+        assert arrays["x"].shape == (rows, 2) and arrays["x"][-1, 0] == inputs["x"][-1, 0]
 
 
 def test_calibration_may_be_off() -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
+from conftest import onnx_model
 from fixed_networks import FixedNetwork
 from hypothesis import given
 from hypothesis import strategies as st
 
 import reference_quant as ref
-from pqc import engine, graph, library, metrics
+from pqc import engine, graph, library, metrics, pipeline
 from pqc.conventions import CONVENTIONS, DEFAULT, named
 from pqc.ebops import Counter
 from pqc.errors import PqcError, UnsupportedError
@@ -211,6 +212,25 @@ def test_groups_that_the_published_formula_does_not_know_are_refused() -> None:
     y = net.op("Conv", net.data(net.x, (4, 5, 5))[0], net.parameter(4, 2, 3, 3)[0], kernel_shape=[3, 3], group=2)
     with pytest.raises(UnsupportedError, match="not depthwise"):
         net.cost(y)
+
+
+def test_behind_a_token_that_is_expanded_to_the_batch() -> None:
+    """Its shape is computed, and known but for the batch: 30 weights of 8 bits on activations of 8."""
+    model = onnx_model(
+        "(float[n,4,2] x) => (float[n,3] y) { s = Shape (x) b = Gather (s, zero) u = Unsqueeze (b, first)"
+        " l = Concat <axis: int = 0> (u, stays, stays) e = Equal (l, stays) t = Where (e, ones, l)"
+        " c = Expand (token, t) j = Concat <axis: int = 1> (c, x) f = Reshape (j, rows) y = MatMul (f, fc__weight) }",
+        zero=np.array(0),
+        first=np.array([0]),
+        stays=np.array([-1]),
+        ones=np.array([1, 1, 1]),
+        token=np.array([[[3.0, 4.0]]]),
+        rows=np.array([-1, 10]),
+        fc__weight=np.full((10, 3), 0.5),
+    )
+    pipeline.run(model, "normalize,fold-constants,insert-quant{weights=1,0,7 inputs=1,3,4}")
+    (found,) = metrics.Probe(model).costs({})
+    assert found.products == 30 * 8 * 8
 
 
 def test_an_unknown_convention_is_refused() -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
 
-from pqc import engine, graph, models, workflows
+from pqc import engine, graph, library, models, pipeline, workflows
 from pqc.models.jet_constituents import generate
 
 DATA = models.TABLE["deep_sets"].data_path()
-NAMES = ("deep_sets", "mlp_mixer")
+NAMES = ("deep_sets", "mlp_mixer", "particle_transformer")
 
 
 def split(name: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -106,14 +110,15 @@ def test_the_sample_is_made_again(tmp_path: Path) -> None:
 # The networks
 
 
-@pytest.mark.parametrize(("name", "lowest"), [("deep_sets", 0.59), ("mlp_mixer", 0.53)])
+@pytest.mark.parametrize(("name", "lowest"), [("deep_sets", 0.59), ("mlp_mixer", 0.53), ("particle_transformer", 0.6)])
 def test_the_committed_network_tells_jets_apart(name: str, lowest: float) -> None:
     model = graph.load(models.TABLE[name].path())
     assert accuracy(model, 2000) > lowest
 
 
-def test_deep_sets_forget_the_order_of_particles() -> None:
-    model = graph.load(models.TABLE["deep_sets"].path())
+@pytest.mark.parametrize("name", ["deep_sets", "particle_transformer"])
+def test_the_order_of_particles_is_forgotten(name: str) -> None:
+    model = graph.load(models.TABLE[name].path())
     x, _ = split("test", 200)
     turned = x[..., np.random.default_rng(0).permutation(32)]
     found, same = (engine.evaluate(model, {"x": given})["probabilities"] for given in (x, turned))
@@ -140,16 +145,51 @@ def test_the_definition_is_that_of_the_file(name: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+def test_the_sizes_have_as_many_parameters_as_the_page_says() -> None:
+    pytest.importorskip("torch")
+    from pqc.models.particle_transformer import export, network
+
+    assert network.count(export.build_model("SMALL")) == 10_927
+    assert network.count(export.build_model("PUBLISHED")) == 2_139_853
+
+
+def test_pair_features_are_those_of_the_four_momenta() -> None:
+    """Against sums and products of four-vectors in float64."""
+    torch = pytest.importorskip("torch")
+    from pqc.models.particle_transformer import network
+
+    record = json.loads((DATA / "standardization.json").read_text())
+    x, _ = split("test", 20)
+    mean, std = np.array(record["mean"]), np.array(record["std"])
+    found = network.PairFeatures(record["mean"], record["std"])(torch.tensor(x)).numpy()
+    log_pt, eta, phi = (x[:, i, 0].astype(np.float64) * std[i] + mean[i] for i in range(3))
+    pt = np.exp(log_pt)
+    p = np.stack([pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta), pt * np.cosh(eta)])
+    total = p[:, :, :, None] + p[:, :, None, :]
+    mass = total[3] ** 2 - (total[:3] ** 2).sum(axis=0)
+    distance = np.hypot(eta[:, :, None] - eta[:, None, :], phi[:, :, None] - phi[:, None, :])
+    lower, both = np.minimum(pt[:, :, None], pt[:, None, :]), pt[:, :, None] + pt[:, None, :]
+    far = (distance > 0.05) & (x[:, 4, 0, :, None] * x[:, 4, 0, None, :] > 0)
+    distance, mass = np.where(far, distance, 1.0), np.where(far, mass, 1.0)
+    expected = [np.log(lower * distance), np.log(lower / both), np.log(distance), np.log(mass)]
+    assert far.mean() > 0.3
+    for channel, values in enumerate(expected):
+        scaled = (values - network.PAIR_MEAN[channel]) / network.PAIR_STD[channel]
+        np.testing.assert_allclose(found[:, channel][far], scaled[far], rtol=0, atol=1e-3)
+    padded = np.broadcast_to((x[:, 4] * x[:, 4].transpose(0, 2, 1) == 0)[:, None], found.shape)
+    assert not found[padded].any()
+
+
 # Short runs
 
 
 SHORT = {"phases.training.epochs": "1", "phases.fine_tuning.epochs": "1", "training.batch": "64"}
 
 
-def run(name: str, data: Path, out: Path) -> dict[str, Any]:
+def run(name: str, data: Path, out: Path, options: workflows.RunOptions) -> dict[str, Any]:
     source = workflows.resolve(name)
     plan = workflows.load_plan(models.TABLE[name].schedule, source, SHORT)
-    return workflows.run(source, plan, data, out, workflows.RunOptions())
+    return workflows.run(source, plan, data, out, options)
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +205,36 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.mark.parametrize("name", ["deep_sets", pytest.param("mlp_mixer", marks=pytest.mark.slow)])
 def test_a_short_run_ends_in_firmware_that_computes_the_same(name: str, few: Path, tmp_path: Path) -> None:
-    summary = run(name, few, tmp_path)
+    summary = run(name, few, tmp_path, workflows.RunOptions())
     assert summary["clean_equals_trained"] is True
     assert (summary["hls"]["mismatches"], summary["hls"]["samples"]) == (0, 300)
     clean = graph.load(tmp_path / "clean.onnx")
     assert accuracy(clean, 300) > 0.3
+
+
+@pytest.mark.slow
+def test_a_short_run_of_the_particle_transformer(few: Path, tmp_path: Path) -> None:
+    """Pruned to the published share, and what qonnx computes is what the training graph does, bit for bit."""
+    summary = run("particle_transformer", few, tmp_path, workflows.RunOptions(hls=False, verify_each=False))
+    assert summary["clean_equals_trained"] is True
+    assert summary["keep_ratio"] <= 0.385
+    assert "Slice" in summary["hls"]["skipped"] and "Slice" in (tmp_path / "report.html").read_text()
+    trained, clean = (graph.load(tmp_path / f"{name}.onnx") for name in ("trained", "clean"))
+    x, _ = split("test", 16)
+    library.link(clean)
+    pipeline.run(clean, "fix-batch{size=16}")
+    assert all(graph.dims(value) for node in clean.graph for value in node.outputs if value.shape)
+    library.unlink(clean)
+    found = execute_onnx(ModelWrapper(graph.to_proto(clean)), {"x": x})["probabilities"]
+    np.testing.assert_array_equal(found, engine.evaluate(trained, {"x": x})["probabilities"])
+    assert found.std(axis=0).min() > 0.01
+
+
+@pytest.mark.slow
+def test_the_published_size_trains() -> None:
+    pytest.importorskip("torch")
+    script = Path(__file__).parent / "benchmarks" / "particle_transformer_published.py"
+    command = [sys.executable, str(script), "--particles", "32", "--batch", "4", "--steps", "3"]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert (found["trained"], found["prunable"]) == (2_139_341, 2_107_392)
+    assert np.isfinite(found["losses"]).all() and len(set(found["losses"])) == 3

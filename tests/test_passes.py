@@ -138,6 +138,50 @@ def test_fold_constants_leaves_quant_and_large_results_alone() -> None:
     )
 
 
+TOKEN = (
+    "(float[n,4,2] x, int64[1] k) => (float[n,5,2] y) {{ s = Shape (x) b = Gather (s, zero) u = Unsqueeze (b, first)"
+    " l = Concat <axis: int = 0> ({}, stays, stays) r = Reshape (l, stays) e = Equal (r, {}) t = Where (e, ones, r)"
+    " c = Expand (token, t) y = Concat <axis: int = 1> (c, x) }}"
+)
+TOKEN_ARRAYS: dict[str, object] = {
+    "zero": np.array(0),
+    "first": np.array([0]),
+    "stays": np.array([-1]),
+    "ones": np.array([1, 1, 1]),
+    "token": np.array([[[3.0, 4.0]]]),
+}
+
+
+def test_fold_constants_replaces_marks_among_lengths() -> None:
+    """PyTorch's `token.expand(len(x), -1, -1)`, of which the length of the row is then known."""
+    model = assert_becomes(
+        TOKEN.format("u", "marks"),
+        "normalize,fold-constants",
+        """
+        (float[n,4,2] x, int64[1] k) => (float[n,5,2] y)
+        s = Shape (x)
+        b = Gather (s, zero)
+        u = Unsqueeze (b, first)
+        Where_t.lengths = Concat <axis: int = 0> (u, Where_t.length, Where_t.length_1)
+        c = Expand (token, Where_t.lengths)
+        y = Concat <axis: int = 1> (c, x)""",
+        marks=np.array([-1, -1, -1]),
+        **TOKEN_ARRAYS,
+    )
+    token = next(node.outputs[0] for node in model.graph if node.op_type == "Expand")
+    assert graph.row_shape(token) == (1, 1, 2) and list(token.shape)[1:] == [1, 2]
+    x = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
+    found = engine.evaluate(model, {"x": x, "k": np.array([3])})["y"]
+    np.testing.assert_array_equal(found, np.concatenate([np.full((3, 1, 2), [3, 4]), x], axis=1))
+
+
+@pytest.mark.parametrize(("length", "marks"), [("k", [-1, -1, -1]), ("u", [3, -1, -1])])
+def test_fold_constants_leaves_marks_that_may_be_met(length: str, marks: list[int]) -> None:
+    """A number that the user gives may be -1, and a positive mark may be a length."""
+    text = TOKEN.format(length, "marks")
+    assert_left_alone(text, "normalize,fold-constants", marks=np.array(marks), **TOKEN_ARRAYS)
+
+
 # fold-batchnorm
 
 BEFORE_NORM = (

@@ -74,16 +74,25 @@ def fit(
     )
 
 
-def export(model: "torch.nn.Module", out: Path) -> None:
-    """Write the network with a softmax head: `x` (batch, 5, 1, 32) to `probabilities` (batch, 5)."""
+def export(model: "torch.nn.Module", out: Path, particles: int = PARTICLES) -> None:
+    """Write the network with a softmax head: `x` (batch, 5, 1, particles) to `probabilities` (batch, 5)."""
     import torch
 
     model.eval()
+    # Of the outermost module alone: or the exporter would make one parameter of all that hold equal numbers.
+    model.training = True
     # A hook, where a module around the network would put its name before those of all parameters.
     softmax = model.register_forward_hook(lambda _module, _inputs, logits: logits.softmax(dim=1))
     with warnings.catch_warnings():
         # It warns that folding constants may change parameters; nothing here computes with parameters alone.
         warnings.simplefilter("ignore")
         # Batch normalization stays, and parameters their names.
-        write(model, torch.zeros(2, *SHAPE), out, "probabilities", training=torch.onnx.TrainingMode.PRESERVE)
+        write(
+            model,
+            torch.zeros(2, *SHAPE[:2], particles),
+            out,
+            "probabilities",
+            training=torch.onnx.TrainingMode.PRESERVE,
+        )
     softmax.remove()
+    model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -26,6 +27,8 @@ FINALIZE = (
 )
 # lower-bits a second time for what drop-wraps lets saturate, which takes weights on their grid.
 CALIBRATION_ROWS, VERIFY_ROWS = 4096, 64
+CALIBRATION_NUMBERS = 2**23
+"""The most numbers of one activation that are calibrated on: all activations are in memory at once."""
 CHEAP_ELEMENTS = 1_000_000
 NOTES = logging.getLogger("pqc.notes")
 """What a user should know although nothing is wrong."""
@@ -89,7 +92,7 @@ def compress(
     """
     compressible = graph.copy(model)
     plan = _without_unmatched(plan, compressible)
-    rows = np.linspace(0, len(split) - 1, min(CALIBRATION_ROWS, len(split))).astype(int)
+    rows = np.linspace(0, len(split) - 1, min(_calibration_rows(model), len(split))).astype(int)
     sample, _ = split.take(rows)
     path = folder / "calibration.npz"
     files.write_arrays(path, sample)
@@ -101,6 +104,12 @@ def compress(
     )
     _check_masks(compressible, plan)
     return compressible, steps
+
+
+def _calibration_rows(model: ir.Model) -> int:
+    """As many as the largest activation allows."""
+    largest = max((math.prod(graph.row_shape(value)) for node in model.graph for value in node.outputs), default=1)
+    return max(VERIFY_ROWS, min(CALIBRATION_ROWS, CALIBRATION_NUMBERS // largest))
 
 
 def _check_masks(model: ir.Model, plan: Schedule) -> None:

@@ -48,6 +48,7 @@ class Case:
 CASES = (
     Case("deep_sets", "deep-sets", 100, "accuracy (%)"),
     Case("mlp_mixer", "mlp-mixer", 100, "accuracy (%)"),
+    Case("particle_transformer", "particle-transformer", 100, "accuracy (%)", hls=False),
     Case("smart_pixels", "smart-pixels", -1, "mean squared error of the scaled targets"),
     Case("resnet20", "resnet20", 100, "accuracy (%)"),
     Case("autoencoder", "autoencoder", 100, "area under the curve of anomalies (%)", "anomaly_auc"),
