@@ -1,5 +1,6 @@
 """The passes of pqc, one a file; `TABLE` is the explicit list, in the order of the chain."""
 
+from pqc.passes.apply_masks import ApplyMasks
 from pqc.passes.attach_costs import AttachCosts
 from pqc.passes.attach_loss import AttachLoss
 from pqc.passes.attach_optimizer import AttachOptimizer
@@ -70,6 +71,7 @@ TABLE: dict[str, type[Pass]] = {
         CalibrateQuant,
         MergeQuant,
         InsertMasks,
+        ApplyMasks,
         BypassMasks,
         BypassQuant,
         AttachLoss,

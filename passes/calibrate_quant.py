@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -7,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from pqc import calibration, data, engine, graph, layers, quantizer_sites, scales
+from pqc import calibration, data, engine, graph, layer_quantizers, layers, quantizer_sites, scales
 from pqc.calibration import Calibration, Kind
+from pqc.errors import PassError
 from pqc.fixed_point import holding_bits
 from pqc.rewriting import CHANGES, Meaning, Pass, explain
 from pqc.samples import sample
@@ -27,6 +29,7 @@ class CalibrateQuant(Pass):
     Learned bits: f stays, and i holds all numbers; of a parameter it only grows, so that there is room to train.
     Learned scales start from 2 mean|x| / sqrt(highest level); one signed bit gets the power of two next to mean|x|.
     `data` is an .npz of arrays by input name; without it inputs are random. `only` names the quantizers that are meant.
+    `keep` is JSON: names of tensors by pattern of layers, {"fc*": ["weight", "input"]}, whose types stay.
     Leaves quantizers that are not fixed point (other scales, zero points, BipolarQuant), groups, the sign bit of
     parameters, and lanes that are all zero.
     """
@@ -39,6 +42,7 @@ class CalibrateQuant(Pass):
     method: str = "mse"
     percent: float = 99.99
     only: tuple[str, ...] = ()
+    keep: str = ""
 
     def __post_init__(self) -> None:
         if self.method not in calibration.METHODS:
@@ -53,7 +57,8 @@ class CalibrateQuant(Pass):
         scaled = {site.node: site for site in scales.sites(model.graph)}
         known = {*learned, *scaled}
         quants = [node for node in model.graph if layers.is_quant(node) and (node in known or _is_calibrated(node))]
-        quants = [node for node in quants if not self.only or node.name in self.only]
+        kept = layer_quantizers.asked_for(model.graph, self._kept())
+        quants = [node for node in quants if (not self.only or node.name in self.only) and node not in kept]
         numbers = _activations(model, quants, self._feeds(model))
         changed = 0
         for node in quants:
@@ -68,6 +73,14 @@ class CalibrateQuant(Pass):
             else:
                 changed += _set(model.graph, node, array, Calibration(self.method, self.percent))
         return changed
+
+    def _kept(self) -> dict[str, list[str]]:
+        try:
+            return {
+                str(pattern): [str(name) for name in names] for pattern, names in json.loads(self.keep or "{}").items()
+            }
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise PassError(f"keep: {error}", hint='write JSON: {"pattern": ["weight"]}') from error
 
     def remembered(self) -> Pass:
         return replace(self, data=Path(self.data).name)

@@ -40,6 +40,7 @@ def _fold(main: ir.Graph, product: ir.Node) -> bool:
     if _readers(weight) == 1:
         graph.set_initializer(weight, array)
         product.outputs[0].replace_all_uses_with(graph.operand(product, 0))
+        main.remove(product, safe=True)  # a second mask of the weight is then its only reader
         return True
     names = graph.Names(main)
     own = graph.add_initializer(main, names.new(f"{weight.name}.pruned"), array)

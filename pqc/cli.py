@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.text import Text
 
-from pqc import __version__, cli_check, cli_export, cli_import, cli_schedule, cli_track, interrupts, tables
+from pqc import __version__, cli_check, cli_export, cli_fit, cli_import, cli_schedule, cli_track, interrupts, tables
 from pqc.cli_options import PATH, Group, Verb, settings_option, track_option
 from pqc.errors import Interrupted, PqcError, UsageError
 
@@ -43,6 +43,7 @@ def cli(context: click.Context, verbose: int, quiet: bool) -> None:
 
 
 cli.add_command(cli_import.import_)
+cli.add_command(cli_fit.fit)
 
 
 def _training_options(verb: Verb) -> Verb:

@@ -10,6 +10,7 @@ PqcError              exit code 1
 ├── DataError         arrays: shape, type, values
 ├── TrainingError     divergence
 │   └── Interrupted   stopped by the user; a checkpoint was written
+├── SearchError       a search for bits and masks found nothing that meets its goal
 ├── TrackingError     an experiment tracker: its address, its store
 ├── HardwareError     hls4ml, the compiler, the emulation
 └── EnvironmentFault  a missing program or a wrong build of a package
@@ -105,6 +106,13 @@ class Interrupted(TrainingError):
 
     label = "interrupted"
     advice = "the same command with --resume goes on from the checkpoint"
+
+
+class SearchError(PqcError):
+    """A search for bits and masks found nothing that meets its goal."""
+
+    label = "search error"
+    advice = "ask for less, or allow fewer bits and more pruning; docs/fitcompress.md says how"
 
 
 class TrackingError(PqcError):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
 from pqc import graph, layers
-from pqc.blocks import Block
+from pqc.blocks import Block, blocks
 from pqc.errors import PassError
 from pqc.quantizer import Quantizer, read_overrides
 
@@ -31,6 +31,44 @@ def own(layer: layers.Named, overrides: Mapping[str, dict[str, Quantizer | None]
     for pattern, kinds in overrides.items():
         found |= kinds if layer.excluded((pattern,)) else {}
     return found
+
+
+def asked_for(main: ir.Graph, overrides: Mapping[str, Collection[str]]) -> set[ir.Node]:
+    """The quantizers of the tensors that patterns of layers name, where there are any.
+
+    Args:
+        main: the graph with its quantizers.
+        overrides: names of tensors (weight, bias, input, output, parts of blocks) by pattern.
+    """
+    wanted: set[ir.Node] = set()
+    both: list[layers.Layer | Block] = [*layers.layers(main), *blocks(main)]
+    for one in both:
+        names = {name for pattern, found in overrides.items() if one.excluded((pattern,)) for name in found}
+        wanted |= {node for name, node in quantizers(one).items() if name in names}
+    return wanted
+
+
+def quantizers(one: layers.Layer | Block) -> dict[str, ir.Node]:
+    """The quantizers of a layer or a block by the names of their tensors."""
+    readers = [node for node in one.output.consumers() if layers.is_quant(node)]
+    found = {"input": origin(one.data).producer(), "output": readers[0] if readers else None}
+    if isinstance(one, Block):
+        found |= {
+            name: next(iter(filter(layers.is_quant, value.consumers())), None) for name, value in one.parts.items()
+        }
+    else:
+        found["weight"] = _behind(one.node, layers.WEIGHT_INPUT)
+        if one.bias_add is not None and one.bias_index is not None:
+            found["bias"] = _behind(one.bias_add, one.bias_index)
+    return {name: node for name, node in found.items() if node is not None and layers.is_quant(node)}
+
+
+def _behind(node: ir.Node, index: int) -> ir.Node | None:
+    """The quantizer of a parameter, before a mask that is applied to what it gives."""
+    producer = graph.operand(node, index).producer()
+    while producer is not None and layers.applies_mask(producer):
+        producer = graph.operand(producer, 0).producer()
+    return producer
 
 
 def entering(

@@ -6,12 +6,14 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pqc.metrics import SHARES
 
 WORDS = {
     "compress": "inserting quantizers and masks",
+    "pretrain": "pretraining in float",
+    "fit": "searching bit widths and masks",
     "train": "training",
     "finalize": "folding masks and weights",
     "hls": "writing, compiling and comparing the firmware (a minute or so)",
@@ -59,6 +61,23 @@ class Reporter:
             self._live(record, done, total)
         elif done == total or done % max(1, total // PLAIN_LINES) == 0:
             self._plain(record, done, total)
+
+    def expansion(self, words: str, done: int, share: float) -> None:
+        """A search has expanded so many nodes, the last of which is that far on the way to its goal."""
+        if self._quiet:
+            return
+        if self._console.is_terminal:
+            self._advance(f"expansion {done}", words, share)
+        elif done % PLAIN_LINES == 0:
+            self._console.print(f"          expansion {done}  {words}  {100 * share:.0f} % of the way", highlight=False)
+
+    def _advance(self, title: str, words: str, share: float) -> None:
+        if self._bar is None:
+            columns = (TextColumn("{task.fields[title]}"), BarColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=self._console, transient=False)
+            self._bar.start()
+            self._bar.add_task("", total=1.0, title=title)
+        self._bar.update(self._bar.task_ids[0], completed=share, description=words, title=title)
 
     def _live(self, record: dict[str, Any], done: int, total: int) -> None:
         if self._bar is None:

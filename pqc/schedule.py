@@ -79,6 +79,12 @@ class Schedule(Section):
         calibrates = phases.calibration.batches and method and not set(method.score().reads) <= learned
         if method and not phases.training.epochs and not calibrates:
             raise ValueError("a pruning method needs phases.training.epochs; without training its masks mean nothing")
+        if phases.fit is not None and info.data.get("pruning", Pruning()).masks is not None:
+            raise ValueError("a search finds masks of its own; take out pruning.masks")
+        if phases.fit is not None and not phases.fit.keep_masks and method is None:
+            raise ValueError("fit: keep_masks: false leaves the masks to a pruning method, and there is none")
+        if phases.fit is not None and phases.fit.quantize and info.data.get("quantization") is None:
+            raise ValueError("a search of bit widths needs quantization; or say fit: {quantize: false, prune: true}")
         for phase in (phases.pretraining, phases.training, phases.fine_tuning):
             refuse_unknown(phase.rates or {}, _roles(info), "rates: no role")
         return phases
@@ -130,15 +136,22 @@ class Schedule(Section):
         """Whether anything is trained, for which targets are needed."""
         return any(phase.epochs for phase in (self.phases.pretraining, self.phases.training, self.phases.fine_tuning))
 
+    def changed(self, **sections: Any) -> Schedule:
+        """The schedule with other sections.
+
+        Raises:
+            ValidationError: they do not fit together.
+        """
+        return Schedule(**{name: getattr(self, name) for name in Schedule.model_fields} | sections)
+
     def text(self) -> str:
         """The resolved schedule as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def fingerprint(self) -> str:
-        """A hash of everything but name, description and where the run is tracked."""
-        return hashlib.sha256(
-            yaml.safe_dump(self.model_dump(mode="json", exclude={"name", "description", "tracking"})).encode()
-        ).hexdigest()
+        """A hash of everything but name, description, where the run is tracked, and where a file of masks lies."""
+        left_out: Any = {"name": True, "description": True, "tracking": True, "pruning": {"masks"}}
+        return hashlib.sha256(yaml.safe_dump(self.model_dump(mode="json", exclude=left_out)).encode()).hexdigest()
 
 
 def _method(info: ValidationInfo) -> Method | None:
@@ -215,6 +228,7 @@ def read(source: str | Path, settings: dict[str, str] | None = None) -> tuple[Sc
             _set(file.content, key, value(ours.pop(setting), setting))
         document = convert(file, settings or {})
     document.content.setdefault("name", Path(label).stem)
+    _place_masks(document.content, Path(label).parent)
     for key, written in ours.items():
         _set(document.content, key, value(written, key))
     try:
@@ -222,6 +236,13 @@ def read(source: str | Path, settings: dict[str, str] | None = None) -> tuple[Sc
     except ValidationError as error:
         raise _schedule_error(error, document, ours) from error
     return plan, [*document.notes, *_doubts(plan, document, ours)]
+
+
+def _place_masks(content: dict[str, Any], folder: Path) -> None:
+    """Take the file of masks relative to the folder of the schedule that names it."""
+    pruning = content.get("pruning")
+    if isinstance(pruning, dict) and isinstance(pruning.get("masks"), str):
+        pruning["masks"] = str(folder / pruning["masks"])
 
 
 def _doubts(plan: Schedule, document: Document | Converted, settings: dict[str, str]) -> Iterator[Note]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pqc import curves
 from pqc.blocks import PARTS
 from pqc.errors import PqcError
+from pqc.fit.settings import Fit
 from pqc.fixed_point import FixedPoint
 from pqc.functions.losses import DISTILLATION, LOSSES, RANGES, RECONSTRUCTION
 from pqc.functions.optimizers import OPTIMIZERS
@@ -146,7 +147,12 @@ def _make(method: str, options: dict[str, Setting]) -> None:
 
 
 class Pruning(Section):
-    """Which weights are pruned, and how."""
+    """Which weights are pruned, and how.
+
+    Args:
+        masks: a file of masks that hold from the first epoch on, beside those that a method learns; see
+            `pqc.fixed_masks`. In a file it is relative to that file.
+    """
 
     method: Annotated[str | None, _known(METHODS, "pruning method")] = None
     options: dict[str, Setting] = {}
@@ -155,6 +161,7 @@ class Pruning(Section):
     shrink: bool = False
     exclude: tuple[str, ...] = ()
     unmatched: Literal["error", "skip"] = "error"
+    masks: str | None = None
 
     @model_validator(mode="after")
     def _options_fit(self) -> Pruning:
@@ -205,6 +212,7 @@ class Quantization(Section):
     Args:
         layers: what layers do in their own way: quantizers by pattern and by weight, bias, input, output, or a part
             of a softmax or normalization (`pqc.blocks.PARTS`).
+        calibrate_layers: calibrate these, too; false keeps them as written.
         rounding: what holds where a quantizer does not say it.
         calibrate: choose sign and integer bits from data.
         calibration: how; a word is its method, and null leaves it off, too.
@@ -219,6 +227,7 @@ class Quantization(Section):
     inputs: Bits = Quantizer(FixedPoint(0, 0, 7))
     outputs: Bits = None
     layers: dict[str, dict[str, Any]] = {}
+    calibrate_layers: bool = True
     rounding: Annotated[str, _known(ALL_ROUNDINGS, "rounding mode")] = "ROUND"
     calibrate: bool = True
     calibration: Annotated[RangeCalibration | None, BeforeValidator(_named)] = RangeCalibration()
@@ -396,9 +405,16 @@ class Calibration(Section):
 
 
 class Phases(Section):
-    """Pretraining without masks, calibration, training of the masks, fine-tuning with the masks frozen."""
+    """Pretraining without masks, a search, calibration, training of the masks, fine-tuning with the masks frozen."""
 
     pretraining: Phase = Phase()
+    fit: Fit | None = None
     calibration: Calibration = Calibration()
     training: TrainingPhase = TrainingPhase()
     fine_tuning: FineTuning = FineTuning()
+
+    @model_validator(mode="after")
+    def _fits_a_float_network(self) -> Phases:
+        if self.fit is not None and self.pretraining.epochs and self.pretraining.quantize:
+            raise ValueError("a search starts from a float network: pretraining before it needs quantize: false")
+        return self

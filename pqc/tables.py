@@ -97,7 +97,7 @@ def say_epochs(stretches: list[Any]) -> None:
         phase = f"{one.phase} {one.round + 1} of {rounds}" if rounds > 1 else one.phase
         epochs = f"{one.first}-{one.last}" if one.first < one.last else str(one.last)
         rate = _change(one.learning_rate)
-        if one.phase == "calibration":
+        if one.last < one.first:
             epochs, rate = "-", "-"
         controls = "\n".join(f"{name} {_change(ends)}" for name, ends in one.controls.items())
         events = Text("\n".join(one.events))
@@ -108,6 +108,19 @@ def say_epochs(stretches: list[Any]) -> None:
 def _change(ends: tuple[float, float]) -> str:
     first, last = (f"{end:.4g}" for end in ends)
     return first if first == last else f"{first} → {last}"
+
+
+def say_fit(found: dict[str, Any]) -> None:
+    """What a search found, on standard error."""
+    table = Table("layer", "bits", "k,i,f", "not zero")
+    for one in found["layers"]:
+        table.add_row(
+            Text(one["layer"]), str(one["bits"]), one["type"] or "float", f"{one['nonzero']}/{one['weights']}"
+        )
+    ERRORS.print(table)
+    ((measure, bound),) = found["goal"].items()
+    shares = f"{100 * found['rate']:.2f} % of the float model's bits, {100 * found['keep']:.2f} % of its weights"
+    ERRORS.print(f"{measure} {found[measure]:.5g} of {bound:g}: {shares}, {found['bits']:.2f} bits a weight")
 
 
 def say_summary(summary: dict[str, Any], out: Path) -> None:

@@ -33,6 +33,7 @@ phases:
 """
 VERBS = [
     "import",
+    "fit",
     "run",
     "train",
     "finalize",
@@ -163,6 +164,20 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 # Help, lists, usage
+
+
+def test_fit_prints_what_it_found_and_fails_where_nothing_meets_the_goal(pqc: Run, tmp_path: Path) -> None:
+    quick = ("--set", "phases.fit.fisher={least: 2, most: 2}", "--json")
+    result = pqc("fit", "jet_tagger", "--goal", "rate=0.3", "--out", tmp_path / "fit.yaml", *quick)
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
+    assert 0.1 < found["rate"] <= 0.3
+    assert (tmp_path / "fit.yaml").exists()
+    result = pqc("fit", "jet_tagger", "--goal", "bits=1", "--search", "beam:1", "--out", tmp_path / "no.yaml", *quick)
+    assert_fails(result, "nothing meets bits=1: the nearest is bits=")
+    result = pqc("fit", "jet_tagger", "--goal", "size=1", "--out", tmp_path / "no.yaml")
+    assert_fails(result, "no goal 'size'")
+    assert not (tmp_path / "no.yaml").exists()
 
 
 @pytest.mark.parametrize("verb", VERBS)

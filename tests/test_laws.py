@@ -15,7 +15,7 @@ from conftest import content, initializers, onnx_model
 from hypothesis import Phase, given, reject, settings
 from hypothesis import strategies as st
 
-from pqc import engine, graph, pipeline
+from pqc import engine, fixed_masks, graph, layers, pipeline
 from pqc.fixed_point import FixedPoint
 from pqc.functions.quant import ROUNDING_MODES
 from pqc.options import field_types
@@ -194,6 +194,7 @@ PLACES = {
     "calibrate-quant": [QUANTIZED, SCALED, BINARY],
     "merge-quant": [QUANTIZED, LEARNED, f"{QUANTIZED},insert-quant{{outputs=1,5,9}}", FOLDED],
     "insert-masks": [FLOAT, QUANTIZED],
+    "apply-masks": [FLOAT, QUANTIZED, MASKED, MASKED_LAST, f"{QUANTIZED},insert-masks{{method=magnitude}}"],
     "bypass-masks": [MASKED, MASKED_LAST],
     "bypass-quant": [QUANTIZED, LEARNED, SCALED, MASKED_LAST],
     "attach-loss": [FLOAT, MASKED],
@@ -320,6 +321,14 @@ def taught_by_itself(model: ir.Model, folder: Path) -> dict[str, object]:
     return {"model": str(folder / "teacher.onnx"), "loss": "mse", "layers": '{"*": 0.5}'}
 
 
+def half_pruned(model: ir.Model, folder: Path) -> dict[str, object]:
+    """Masks that leave every other number of each weight."""
+    weights = {str(layer.weight.name): graph.stored(layer.weight) for layer in layers.layers(model.graph)}
+    masks = {name: (np.arange(array.size) % 2 > 0).reshape(array.shape) for name, array in weights.items()}
+    fixed_masks.write(folder / "masks.npz", masks)
+    return {"file": str(folder / "masks.npz")}
+
+
 @pytest.mark.parametrize("title", PLACES)
 def test_laws(title: str, tmp_path: Path) -> None:
     @settings(max_examples=6, phases=FIND)
@@ -327,6 +336,7 @@ def test_laws(title: str, tmp_path: Path) -> None:
     def law(model: ir.Model, place: str) -> None:
         options = OPTIONS.get(title, {}) | (taught_by_itself(model, tmp_path) if title == "attach-teacher" else {})
         prepare(model, place)
+        options |= half_pruned(model, tmp_path) if title == "apply-masks" else {}
         assert_lawful(model, TABLE[title](**options))
 
     law()

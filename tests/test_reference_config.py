@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pqc import schedule, workflows
 from pqc.data import Split
 from pqc.errors import PassError, PqcError, ScheduleError
+from pqc.fit.settings import Fit
 from pqc.methods import TABLE
 from pqc.reference_config import convert, detects, their_settings
 from pqc.schedule import Schedule
@@ -206,13 +207,73 @@ def test_the_notes_on_the_shipped_cs_config() -> None:
     }
 
 
-def test_the_fitcompress_config_is_refused(tmp_path: Path) -> None:
-    text = (
-        "training_parameters: {epochs: 200}\npruning_parameters:\n  pruning_method: fitcompress\n  min_frac_bits: 2.\n"
+FITCOMPRESS = """training_parameters: {pretraining_epochs: 100, epochs: 200}
+pruning_parameters: {pruning_method: fitcompress, min_frac_bits: 2.0, disable_pruning_for_layers: [fc1]}
+fitcompress_parameters:
+  enable_fitcompress: true
+  quantization_schedule: [7., 6., 5., 4., 3.]
+  pruning_schedule: {start: 0, end: -2, steps: 40}
+  compression_goal: 0.007
+  optimize_pruning: true
+"""
+
+
+def test_the_fitcompress_config_is_a_search(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(FITCOMPRESS)
+    plan, found = schedule.read(tmp_path / "c.yaml")
+    fit = plan.phases.fit
+    assert fit == Fit(
+        goal="rate=0.007",
+        widths=(7, 6, 5, 4, 3),
+        prune=True,
+        sparsities={"start": 0, "end": -2, "steps": 40},
+        search="greedy",
+        estimate="expanded",
+        heuristic=1.0,
+        min_frac_bits=2,
     )
-    assert str(refusal(text, tmp_path)) == (
-        f"{tmp_path / 'c.yaml'}:3: 'pruning_parameters.pruning_method': fitcompress is not available yet\n"
-        "hint: choose another method"
+    assert (plan.phases.pretraining.epochs, plan.phases.pretraining.quantize) == (100, False)
+    assert (plan.pruning.method, plan.pruning.exclude, plan.phases.training.epochs) == (None, ("fc1",), 200)
+    text = {note.key: note.text for note in found}["fitcompress_parameters.compression_goal"]
+    assert text.startswith("counts sign bits, and as zero only what is rounded to zero")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "native", "expected"),
+    [
+        ("greedy_astar", "false", "search", "astar"),
+        ("approximate", "false", "estimate", "neighbours"),
+        ("f_lambda", "0.5", "heuristic", 0.5),
+        ("optimize_quantization", "false", "quantize", False),
+        ("quantization_schedule", "[7, 4, 0]", "widths", (7, 4)),
+    ],
+)
+def test_settings_of_a_search(key: str, value: str, native: str, expected: object, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(FITCOMPRESS)
+    plan = schedule.load(tmp_path / "c.yaml", {f"fitcompress_parameters.{key}": value})
+    assert getattr(plan.phases.fit, native) == expected
+
+
+def test_a_search_that_is_off_prunes_nothing() -> None:
+    content, found = converted({"pruning_parameters": {"pruning_method": "fitcompress"}})
+    assert content["pruning"]["method"] is None
+    assert "fit" not in content["phases"]
+    assert "prunes nothing without" in {note.key: note.text for note in found}["pruning_parameters.pruning_method"]
+
+
+def test_another_method_stops_where_a_search_finds_masks() -> None:
+    search = {"enable_fitcompress": True}
+    content, found = converted({"pruning_parameters": {"pruning_method": "pdp"}, "fitcompress_parameters": search})
+    assert content["pruning"]["method"] is None
+    assert (
+        "the masks of the search hold" in {note.key: note.text for note in found}["pruning_parameters.pruning_method"]
+    )
+
+
+def test_a_goal_that_is_none_is_named(tmp_path: Path) -> None:
+    error = refusal("fitcompress_parameters:\n  enable_fitcompress: true\n  compression_goal: 0\n", tmp_path)
+    assert str(error).startswith(
+        f"{tmp_path / 'c.yaml'}:3: 'fitcompress_parameters.compression_goal': a goal is a number above 0, not 0.0\n"
     )
 
 
@@ -498,14 +559,6 @@ def test_what_would_change_the_result_is_refused(
         f"hint: --set quantization_parameters.{key}={instead} trains without it"
     )
     assert schedule.load(tmp_path / "c.yaml", {f"quantization_parameters.{key}": instead})
-
-
-def test_a_search_for_bit_widths_is_refused(tmp_path: Path) -> None:
-    error = refusal("fitcompress_parameters:\n  f_lambda: 1\n  enable_fitcompress: true\n", tmp_path)
-    assert str(error) == (
-        f"{tmp_path / 'c.yaml'}:3: 'fitcompress_parameters.enable_fitcompress': the search for bit widths and sparsities "
-        "is not available yet\nhint: --set fitcompress_parameters.enable_fitcompress=false trains without it"
-    )
 
 
 @pytest.mark.parametrize(
@@ -821,7 +874,7 @@ def test_settings_of_both_forms(tmp_path: Path) -> None:
         ("phases.training.epochs", "many"),
         ("training.batch", "0"),
         ("training.batchh", "3"),
-        ("fitcompress_parameters", "{enable_fitcompress: true}"),
+        ("fitcompress_parameters", "{enable_fitcompress: true, compression_goal: none}"),
         ("training_parameters", "3"),
         ("training_parameters.epochs.x", "3"),
     ],

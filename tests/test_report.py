@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pqc.report import curves, markup, page, plots, roc
+from pqc.report import curves, fit, markup, page, plots, roc
 
 MINUS = "\N{MINUS SIGN}"
 HOSTILE = "</svg><script>alert('x')</script>&\"$\\frac{$_\u202e\x00漢"
@@ -335,6 +335,29 @@ def test_phases_and_controls() -> None:
         ("fine-tuning", 0, [10, 11, 12]),
     ]
     assert curves.controls(history(), "accuracy") == ["beta"]
+
+
+STEPS = [
+    {"step": None, "value": 1.0, "length": 0.0, "pruned": 0.0, "bits": {"fc1": 32, HOSTILE: 32}},
+    {"step": "fc1", "value": 0.5, "length": 0.1, "pruned": 0.0, "bits": {"fc1": 8, HOSTILE: 32}},
+    {"step": "prune", "value": 0.25, "length": 0.3, "pruned": 0.4, "bits": {"fc1": 8, HOSTILE: 32}},
+]
+
+
+def test_the_way_of_a_search(tmp_path: Path) -> None:
+    """The goal, where it ended, and a line for each layer, whatever its name."""
+    found = {"goal": {"rate": 0.3}, "rate": 0.25, "search": "beam:8", "expansions": 1234, "path": STEPS}
+    run = small_run()
+    run["summary"]["fit"] = found
+    html = page.write(tmp_path, **run).read_text()
+    assert "Search for bits and masks" in html
+    assert "beam:8 search for rate of at most 0.3: 0.25 after 1,234 expansions." in html
+    assert "<script" not in html
+    drawing = fit.path(found)
+    assert "stored bits against float32" in drawing
+    assert drawing.count("fc1") == 1
+    assert fit.path({**found, "path": STEPS[:1]}) == ""
+    assert fit.section(None) == ""
 
 
 def test_number_formats() -> None:

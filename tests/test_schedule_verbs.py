@@ -70,6 +70,17 @@ def test_wrong_usage_exits_with_2(arguments: list[str], words: str, program: Run
 # show
 
 
+def test_show_tells_when_bits_are_searched() -> None:
+    plan = schedule.load("fitcompress", {"phases.pretraining": "{epochs: 3, quantize: false}"})
+    stretches = schedules.timeline(plan)
+    assert [(one.phase, one.first, one.last) for one in stretches] == [
+        ("pretraining", 1, 3),
+        ("fit", 4, 3),
+        ("fine-tuning", 4, 103),
+    ]
+    assert stretches[1].events == ["greedy search of bit widths and masks for rate=0.05 at most; no weight moves"]
+
+
 @pytest.mark.parametrize("name", ["cs", "cs-demo"])
 def test_what_show_prints_is_the_same_schedule_with_nothing_left_out(name: str, tmp_path: Path, program: Run) -> None:
     result = program("schedule", "show", name)

@@ -7,17 +7,16 @@ from glob import escape
 from typing import Any
 
 from pqc.options import nearest
+from pqc.reference_config import search
 from pqc.reference_config.converted import PHASES, Converted, their_settings
 from pqc.reference_config.quantization import quantization
 from pqc.reference_config.schema import (
     METHODS,
     PRUNING,
-    SEARCH,
     SECTIONS,
     TRAINING,
     TUNING,
     Pruning,
-    Search,
     Training,
     Tuning,
 )
@@ -34,6 +33,8 @@ REWINDS = {
     "post-ticket-search": "post-training-stage",
 }
 """The last two are the words of older files."""
+SEARCHED = "fitcompress"
+"""The method whose masks the search finds."""
 
 
 def detects(content: Mapping[Any, Any]) -> bool:
@@ -56,7 +57,11 @@ def convert(document: Document, settings: Mapping[str, str] | None = None) -> Co
     for title, part in parts.items():
         found = part(converted)
         converted.content |= {} if found == {} else {title: found}
-    _refuse_search(converted)
+    quantizes = converted.content.get("quantization", {}) is not None
+    found = search.fit(converted, quantizes=quantizes)
+    if found:
+        converted.content["phases"]["fit"] = found
+        converted.content["phases"]["pretraining"]["quantize"] = False
     _note_tuning(converted)
     return converted
 
@@ -119,12 +124,26 @@ def _pruning(converted: Converted) -> dict[str, Any]:
     converted.origins["pruning.exclude"] = (PRUNING, "disable_pruning_for_layers")
     if not section.enable_pruning or section.pruning_method is None:
         return content
+    if section.pruning_method == SEARCHED or search.is_on(converted):
+        return content | _searched(converted, section)
     method = _method(converted, section.pruning_method)
-    content |= {"method": section.pruning_method, "options": method.options()}
-    if method.disable_pruning_for_layers:
-        # Names of modules that are no layer with weights do no harm in the reference.
-        content |= {"exclude": [escape(name) for name in method.disable_pruning_for_layers], "unmatched": "skip"}
-    return content
+    return content | {"method": section.pruning_method, "options": method.options()} | _excluded(method)
+
+
+def _searched(converted: Converted, section: Pruning) -> dict[str, Any]:
+    """What is pruned where the search finds masks: the reference keeps them from then on, whatever the method."""
+    key = (PRUNING, "pruning_method")
+    if not search.is_on(converted):
+        converted.note(key, "prunes nothing without fitcompress_parameters.enable_fitcompress")
+    elif section.pruning_method != SEARCHED:
+        converted.note(key, "not taken: the masks of the search hold; --set pruning.method=NAME prunes further")
+    return _excluded(section)
+
+
+def _excluded(section: Pruning) -> dict[str, Any]:
+    """Layers left alone. Names of modules that are no layer with weights do no harm in the reference."""
+    names = section.disable_pruning_for_layers
+    return {"exclude": [escape(name) for name in names], "unmatched": "skip"} if names else {}
 
 
 def _method(converted: Converted, name: str) -> Pruning:
@@ -138,8 +157,6 @@ def _method(converted: Converted, name: str) -> Pruning:
         raise converted.refusal(
             key, f"the reference has no method '{name}'{nearest(name, METHODS)}", hint=f"it has {', '.join(METHODS)}"
         )
-    if name == "fitcompress":
-        raise converted.refusal(key, "fitcompress is not available yet", hint="choose another method")
     method = converted.read(PRUNING, METHODS[name])
     _check_pattern(converted, method)
     for option, text in method.remarks().items():
@@ -158,17 +175,6 @@ def _check_pattern(converted: Converted, method: Pruning) -> None:
     n, m = getattr(method, "N", None), getattr(method, "M", None)
     if n is not None and m is not None and not 0 < n < m:
         raise converted.refusal((PRUNING, "N"), f"{n} of {m} cannot be pruned", hint="N is below M, and above 0")
-
-
-def _refuse_search(converted: Converted) -> None:
-    section = converted.read(SEARCH, Search)
-    converted.drop(SEARCH, section)
-    if section.enable_fitcompress:
-        raise converted.refusal(
-            (SEARCH, "enable_fitcompress"),
-            "the search for bit widths and sparsities is not available yet",
-            hint=f"--set {SEARCH}.enable_fitcompress=false trains without it",
-        )
 
 
 def _note_tuning(converted: Converted) -> None:

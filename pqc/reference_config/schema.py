@@ -265,6 +265,27 @@ class Search(Section):
     f_lambda: Any = 1
 
 
+class PruningSchedule(Section):
+    """Powers of ten of what is left."""
+
+    start: float = 0.0
+    end: float = -3.0
+    steps: int = 40
+
+
+class WholeSearch(Section):
+    """The same where it is switched on."""
+
+    optimize_quantization: bool = True
+    quantization_schedule: tuple[int, ...] = (7, 4, 3, 2)
+    pruning_schedule: PruningSchedule = PruningSchedule()
+    compression_goal: float = 0.10
+    optimize_pruning: bool = False
+    greedy_astar: bool = True
+    approximate: bool = True
+    f_lambda: float = 1.0
+
+
 class Tuning(Section):
     """The search for hyperparameters."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pqc import files
-from pqc.report import curves, markup, plots, roc, sections
+from pqc.report import curves, fit, markup, plots, roc, sections
 
 NAME = "report.html"
 
@@ -84,6 +84,7 @@ def write(
         sections.cards(summary),
         sections.accuracies(summary),
         _layers(summary),
+        fit.section(summary.get("fit")),
         _training(summary, history),
         _front(summary),
         _weights(weights, float_weights),

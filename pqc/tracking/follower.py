@@ -62,6 +62,11 @@ class Follower:
         if self._works:
             self._try(lambda: self._tracker.epoch(record))
 
+    def expansion(self, words: str, done: int, share: float) -> None:
+        """A search has expanded so many nodes."""
+        if self._listener is not None:
+            self._listener.expansion(words, done, share)
+
     def close(self, status: Status) -> None:
         """The run ended. Nothing is sent of one that ended before it began."""
         if self._opened:

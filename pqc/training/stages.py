@@ -166,7 +166,11 @@ def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -
     parts += ["decays=true"] if training.decays else []
     parts += [f"clip={training.clip}"] if training.clip is not None else []
     parts += [f"accumulate={training.accumulate}"] if training.accumulate > 1 else []
-    attach = f"attach-optimizer{{{' '.join(parts)}}}"
+    return f"{gradient_pipeline(schedule, batch, teacher)},attach-optimizer{{{' '.join(parts)}}}"
+
+
+def gradient_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -> str:
+    """The pipeline text that adds the gradient to the graph with its loss."""
     quantization = schedule.quantization
     updates = "attach-updates"
     if quantization is not None and quantization.learns_bits:
@@ -175,8 +179,9 @@ def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -
         "{keep-wraps=true}" if quantization is not None and quantization.wrap_in_training else ""
     )
     expose = ",".join([f"{updates},expose-parameters", *distill_pipeline(schedule, teacher), relax])
-    lower = f"fix-batch{{size={batch}}},dither-quant{{seed={training.seed}}},lower-quant,lower-learned,batch-parameters"
-    return f"{expose},{lower},differentiate,{attach}"
+    dither = f"dither-quant{{seed={schedule.training.seed}}}"
+    lower = f"fix-batch{{size={batch}}},{dither},lower-quant,lower-learned,batch-parameters"
+    return f"{expose},{lower},differentiate"
 
 
 def distill_pipeline(schedule: Schedule, teacher: Path | None) -> list[str]:

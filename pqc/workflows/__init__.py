@@ -4,6 +4,7 @@ from pqc.workflows.compression import compress, finalize
 from pqc.workflows.environment import doctor
 from pqc.workflows.exports import export
 from pqc.workflows.firmware import hls
+from pqc.workflows.fitting import fit
 from pqc.workflows.importing import import_model
 from pqc.workflows.inspection import diff, opt, show
 from pqc.workflows.job import RunOptions
@@ -22,6 +23,7 @@ __all__ = [
     "doctor",
     "export",
     "finalize",
+    "fit",
     "hls",
     "import_model",
     "load_plan",

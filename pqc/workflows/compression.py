@@ -42,7 +42,7 @@ def is_cheap(model: ir.Model) -> bool:
 def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
     """The pipeline text that makes the compressible graph of a normalized one."""
     quantization, pruning = plan.quantization, plan.pruning
-    parts = ["expand-layernorm", *(["expand-softmax"] if quantization is not None else []), "legalize"]
+    parts = [floating_pipeline(plan)]
     if quantization is not None:
         parts += ["insert-relu-multiplier"] if quantization.relu_multiplier else []
         kinds = {name: getattr(quantization, name) for name in ("weights", "biases", "inputs", "outputs")}
@@ -59,6 +59,8 @@ def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
             options = [f"data={quote(str(calibration))}"]
             options += [f"method={how.method}"] if how.method != "mse" else []
             options += [f"percent={write(how.percent)}"] if how.percent is not None else []
+            keep = {} if quantization.calibrate_layers else {name: list(kinds) for name, kinds in own.items()}
+            options += [f"keep={quote(json.dumps(keep))}"] if keep else []
             parts.append(f"calibrate-quant{{{' '.join(options)}}}")
     method = plan.method
     if method is not None:
@@ -68,7 +70,13 @@ def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
         options += [f"layers={quote(json.dumps(pruning.layers))}"] if pruning.layers else []
         options += [f"exclude={quote(write(pruning.exclude))}"] if pruning.exclude else []
         parts.append(f"insert-masks{{{' '.join(options)}}}")
+    parts += [f"apply-masks{{file={quote(pruning.masks)}}}"] if pruning.masks is not None else []
     return ",".join(parts)
+
+
+def floating_pipeline(plan: Schedule) -> str:
+    """The pipeline text that makes a graph which can be differentiated of a normalized one, all in float."""
+    return ",".join(["expand-layernorm", *(["expand-softmax"] if plan.quantization is not None else []), "legalize"])
 
 
 def changed_options(method: Method) -> dict[str, object]:

@@ -43,6 +43,9 @@ class Listener(Progress, Protocol):
     def stage(self, name: str) -> None:
         """A part of the run begins."""
 
+    def expansion(self, words: str, done: int, share: float) -> None:
+        """A search has expanded so many nodes, the last of which is that far on the way to its goal, 0 to 1."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -150,7 +153,7 @@ class Job:
 
     def train(self) -> ir.Model:
         """Compress, train, and write what came out."""
-        fingerprint = self._fingerprint()
+        fingerprint = self.fingerprint()
         resume = self.options.resume and (self.folder / CHECKPOINT).exists()
         if resume:
             checkpoints.load(self.folder / CHECKPOINT).belongs_to(fingerprint, self.folder / CHECKPOINT)
@@ -197,9 +200,12 @@ class Job:
         network, _ = handover.prepare(finalize(compressible, verify_each=False)[0])
         legality.check(handover.lower(network), self.options.io_type)
 
-    def _fingerprint(self) -> str:
-        """A hash of the schedule, the normalized graphs with their weights, and the data to train and validate on."""
+    def fingerprint(self) -> str:
+        """A hash of the schedule, its masks, the normalized graphs with their weights, and the data to train on."""
         digest = hashlib.sha256(self.plan.fingerprint().encode())
+        if self.plan.pruning.masks is not None:
+            for name, mask in sorted(data.read(Path(self.plan.pruning.masks)).items()):
+                digest.update(name.encode() + mask.tobytes())
         for model in (self.model, *([self.teacher] if self.teacher is not None else [])):
             for value in model.graph.initializers.values():
                 digest.update(f"{value.name}".encode() + graph.stored(value).tobytes())

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from pqc import graph, schedule
 from pqc.schedule import Schedule
+from pqc.workflows import fitting
 from pqc.workflows.compression import NOTES, finalize
 from pqc.workflows.job import Job, Listener, RunOptions
 from pqc.workflows.sources import Source
@@ -30,6 +31,7 @@ def train(
         the trained compressible graph, and the history.
     """
     job = Job.start(source, plan, data_path, folder, replace(options, hls=False), listener)
+    fitting.prepare(job)
     return job.train(), job.history
 
 
@@ -48,12 +50,14 @@ def run(
     """
     started = time.perf_counter()
     job = Job.start(source, plan, data_path, folder, options, listener)
+    fitted = fitting.prepare(job)
     trained = job.train()
     with job.clock.part("finalize", listener):
         clean, steps = finalize(trained, verify_each=job.verify, shrink=plan.pruning.shrink)
         graph.save(clean, folder / "clean.onnx")
     job.steps += steps
     summary = job.summary(trained, clean)
+    summary["fit"] = fitted
     with job.clock.part("front", listener):
         summary["front"] = job.pareto(trained)
     firmware = job.firmware(clean) if options.hls else job.refusal(clean)

@@ -11,6 +11,7 @@ import yaml
 
 from pqc import curves, schedule
 from pqc.errors import PqcError
+from pqc.fit.settings import Fit
 from pqc.functions.losses import LOSSES
 from pqc.functions.optimizers import OPTIMIZERS
 from pqc.schedule import Schedule
@@ -158,7 +159,16 @@ def timeline(plan: Schedule) -> list[Stretch]:
             continue
         found.append(_stretch(plan, segment, done))
         done += segment.epochs
+    if plan.phases.fit is not None:
+        before = [one for one in found if one.phase == "pretraining"]
+        found.insert(len(before), _search(plan.phases.fit, before[-1].last if before else 0))
     return found
+
+
+def _search(fit: Fit, done: int) -> Stretch:
+    what = " and ".join([*(["bit widths"] if fit.quantize else []), *(["masks"] if fit.prune else [])])
+    text = f"{fit.search} search of {what} for {fit.goal} at most; no weight moves"
+    return Stretch(done + 1, done, "fit", 0, False, "off", (0, 0), {}, [text])
 
 
 def _stretch(plan: Schedule, segment: Segment, done: int) -> Stretch:
