@@ -34,6 +34,7 @@ phases:
 VERBS = [
     "import",
     "run",
+    "search",
     "train",
     "finalize",
     "hls",

@@ -9,11 +9,13 @@ from pqc.workflows.inspection import diff, opt, show
 from pqc.workflows.job import RunOptions
 from pqc.workflows.quantization import check_quant
 from pqc.workflows.running import load_plan, run, train
+from pqc.workflows.searching import SearchOptions, search
 from pqc.workflows.sources import Source, catalogue, resolve
 from pqc.workflows.tracking import track, track_settings, tracked
 
 __all__ = [
     "RunOptions",
+    "SearchOptions",
     "Source",
     "catalogue",
     "check_quant",
@@ -28,6 +30,7 @@ __all__ = [
     "opt",
     "resolve",
     "run",
+    "search",
     "show",
     "track",
     "track_settings",
