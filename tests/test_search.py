@@ -20,6 +20,7 @@ from conftest import onnx_model
 
 from pqc import cli, graph
 from pqc.errors import PqcError, ScheduleError, TrainingError
+from pqc.report import study, study_plots
 from pqc.search import driver, request, samplers
 from pqc.search.objectives import Constraint, Objective
 from pqc.search.ranking import Point, best, front
@@ -509,6 +510,67 @@ def test_finalists_are_trained_again_before_a_winner_is_named(place: Path) -> No
     assert driver.winner(study, []) == 1
 
 
+# The report
+
+FOUND = {
+    "model": "<b>net",
+    "data": "d.npz",
+    "metric": "accuracy",
+    "objectives": [{"name": "accuracy", "direction": "maximize"}, {"name": "ebops", "direction": "minimize"}],
+    "constraints": ["accuracy >= 0.5"],
+    "parameters": [
+        {"name": "a", "low": 1e-4, "high": 1e-2, "log": True, "choices": []},
+        {"name": "b.<script>", "low": None, "high": None, "log": False, "choices": ["x", "y"]},
+    ],
+    "front": [1, 0],
+    "winner": 1,
+    "importances": {"accuracy": {"a": 0.75, "b.<script>": 0.25}},
+    "finalists": [{"number": 1, "metrics": {"0": {"accuracy": 0.8, "ebops": 300.0}}}],
+    "trials": [
+        {"number": 0, "state": "complete", "params": {"a": 1e-3, "b.<script>": "y"}, "values": [0.6, 100.0]},
+        {"number": 1, "state": "complete", "params": {"a": 1e-2}, "values": [0.8, 300.0]},
+        {"number": 2, "state": "failed", "params": {"a": 1e-2, "b.<script>": "x"}, "values": []},
+    ],
+}
+for trial in FOUND["trials"]:  # type: ignore[attr-defined]
+    trial |= {
+        "feasible": trial["state"] == "complete",
+        "seconds": 30.0,
+        "error": "" if trial["values"] else "it <i>broke",
+    }
+
+
+def test_parallel_axes_place_each_trial() -> None:
+    rate, choice, accuracy, ebops = study_plots.axes(FOUND)
+    assert rate.places == pytest.approx([0.5, 1.0], rel=1e-12)
+    assert rate.ticks == [(0.0, "0.0001"), (pytest.approx(0.5, rel=1e-12), "0.001"), (1.0, "0.01")]
+    assert (choice.places, choice.ticks) == ([1.0, None], [(0.0, "x"), (1.0, "y")])
+    assert (accuracy.title, accuracy.places, accuracy.ticks[0]) == ("accuracy (%)", [0.0, 1.0], (0.0, "60"))
+    assert (ebops.title, ebops.places, ebops.ticks[1]) == ("EBOPs (bit operations)", [0.0, 1.0], (0.5, "200"))
+
+
+def test_the_report_of_a_search_stands_on_its_own(tmp_path: Path) -> None:
+    page = study.write(tmp_path, FOUND).read_text()
+    assert page.count("<svg") == 4
+    assert not re.search(r"<script|<i>|<b>|https?://(?!www.w3.org)|NaN|None", page)
+    assert 'trial 1</div><div class="detail">accuracy 80\N{NO-BREAK SPACE}%, EBOPs 300</div>' in page
+    assert "it &lt;i&gt;broke" in page
+    for title in ("Pareto front", "Course of the search", "Parameters", "Importances", "Finalists", "Failures"):
+        assert f"<h2>{title}</h2>" in page
+
+
+def test_importances_find_the_parameter_that_matters(place: Path) -> None:
+    from pqc.search.importance import importances
+
+    text = SPACE.replace("[accuracy, ebops]", "[ebops, accuracy]").replace("trials: 4", "trials: 40")
+    found = importances(searched(read(text), place / "study"))
+    assert [max(shares, key=lambda name: shares[name]) for shares in found.values()] == [
+        "quantization.weights",
+        "training.learning_rate",
+    ]
+    assert importances(searched(read(SPACE), place / "short")) == {}
+
+
 def test_nothing_else_needs_optuna_or_dask(place: Path) -> None:
     code = (
         "import sys; sys.modules['optuna'] = sys.modules['distributed'] = sys.modules['dask'] = None\n"
@@ -551,6 +613,7 @@ def test_the_winner_runs_again_bit_for_bit(place: Path, capfd: pytest.CaptureFix
         "accuracy": "maximize",
         "ebops": "minimize",
     }
+    assert "<h2>Pareto front</h2>" in (place / "study/report.html").read_text()
     trial = place / f"study/trials/{found['winner']:04}"
     assert (place / "study/best.yaml").read_bytes() == (trial / "schedule.yaml").read_bytes()
     run_cli("run", "m.onnx", "-s", "study/best.yaml", "-d", "d.npz", "-o", "again", "--no-hls")

@@ -10,7 +10,7 @@ from pqc.errors import ScheduleError, TrainingError
 from pqc.schedule import Schedule
 from pqc.search.ranking import Point, best
 from pqc.search.space import Value
-from pqc.search.trials import Executor, Outcome, Task
+from pqc.search.trials import Executor, Outcome, Task, said
 
 if TYPE_CHECKING:
     from pqc.search.study import Study
@@ -52,7 +52,7 @@ def _tasks(study: Study) -> Iterator[Task]:
         try:
             plan = study.request.resolve(params)
         except ScheduleError as error:
-            study.tell(number, Outcome("failed", error=str(error)))
+            study.tell(number, Outcome("failed", error=said(error)))
             _refuse_hopeless(study, study.points())
             continue
         yield Task(number, study.folder(number), plan.text())

@@ -137,6 +137,11 @@ class Dimension:
             return [*self.choices()]
         return list(dict.fromkeys(one.whole or one.real or ()))
 
+    def record(self) -> dict[str, Any]:
+        """The dimension, ready for JSON."""
+        low, high = self.parameter.whole or self.parameter.real or (None, None)
+        return {"name": self.name, "low": low, "high": high, "log": self.parameter.log, "choices": self.choices()}
+
     def holds(self, value: object) -> bool:
         """Whether a value, of a trial elsewhere, is one of this dimension."""
         one, bounds = self.parameter, self.parameter.whole or self.parameter.real

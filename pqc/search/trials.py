@@ -70,6 +70,11 @@ class Outcome:
             ) from error
 
 
+def said(error: PqcError) -> str:
+    """An error on one line, without its hint."""
+    return f"{error.at}: {error.message}" if error.at else error.message
+
+
 class Run(Protocol):
     """Does a task."""
 

@@ -114,9 +114,12 @@ def _conclude(study: Study, source: Source, data: Path | None, finalists: list[d
     Raises:
         PqcError: no trial keeps the constraints.
     """
+    from pqc.report import study as page
+
     folder, number = study.place.folder, driver.winner(study, finalists)
     found = _record(study, source, data, finalists, number)
     files.write_text(folder / STUDY, json.dumps(found, indent=1))
+    page.write(folder, found)
     if number is None:
         bounds = " and ".join(str(one) for one in study.request.constraints) or "having a value"
         raise PqcError(
@@ -131,6 +134,8 @@ def _conclude(study: Study, source: Source, data: Path | None, finalists: list[d
 def _record(
     study: Study, source: Source, data: Path | None, finalists: list[driver.Finalist], winner: int | None
 ) -> dict[str, Any]:
+    from pqc.search.importance import importances
+
     request = study.request
     return {
         "model": source.name,
@@ -138,9 +143,10 @@ def _record(
         "metric": request.metric,
         "objectives": [vars(one) for one in request.objectives],
         "constraints": [str(one) for one in request.constraints],
-        "parameters": [one.name for one in request.space.dimensions],
+        "parameters": [one.record() for one in request.space.dimensions],
         "front": [point.number for point in study.front()],
         "winner": winner,
+        "importances": importances(study),
         "finalists": [one.record() for one in finalists],
         "trials": [point.record() for point in study.points()],
     }

@@ -13,7 +13,7 @@ from pqc import files
 from pqc.errors import Interrupted, TrainingError
 from pqc.schedule import Schedule
 from pqc.search.objectives import measured
-from pqc.search.trials import Outcome, Task
+from pqc.search.trials import Outcome, Task, said
 from pqc.training.trainer import CHECKPOINT
 from pqc.workflows.job import RunOptions
 from pqc.workflows.running import run
@@ -66,7 +66,7 @@ class Trainer:
         except Interrupted:
             raise
         except TrainingError as error:
-            return Outcome("failed", seconds=time.perf_counter() - started, error=str(error))
+            return Outcome("failed", seconds=time.perf_counter() - started, error=said(error))
         except Hopeless:
             return Outcome("pruned", seconds=time.perf_counter() - started)
         return Outcome("complete", found, time.perf_counter() - started)
