@@ -35,6 +35,8 @@ def search(
     /,
     model: str,
     space: Path | None,
+    budget: str | None,
+    least: float | None,
     schedule: str | None,
     data: Path | None,
     out: Path,
@@ -52,17 +54,18 @@ def search(
 
     \b
     Examples:
+      pqc search --budget ebops=5000
+      pqc search jet_tagger --budget keep=0.1 --min-accuracy 0.66 --out build/small
       pqc search jet_tagger --space space.yaml --out build/study
       pqc search model.onnx --space space.yaml --data folder --out build/study --resume --trials 200
     """
     from pqc import workflows
-    from pqc.search import request as requests
     from pqc.search.progress import Reporter
 
     source = workflows.resolve(model)
-    if space is None:
-        raise click.UsageError("give --space FILE")
-    request = requests.read(space, schedule or source.schedule or "cs", settings).with_trials(trials)
+    if (space is None) == (budget is None) or (least is not None and budget is None):
+        raise click.UsageError("give --space FILE, or --budget NAME=SIZE, which --min-accuracy goes with")
+    request = workflows.plan_search(source, space or str(budget), schedule, settings, least).with_trials(trials)
     run = workflows.RunOptions(hls=hls, threads=threads, verify_each=False)
     reporter = Reporter(tables.ERRORS, [one.name for one in request.objectives], quiet=flags["quiet"])
     try:

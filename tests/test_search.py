@@ -18,8 +18,8 @@ import onnx
 import pytest
 from conftest import onnx_model
 
-from pqc import cli, graph
-from pqc.errors import PqcError, ScheduleError, TrainingError
+from pqc import cli, graph, workflows
+from pqc.errors import PqcError, ScheduleError, TrainingError, UsageError
 from pqc.report import study, study_plots
 from pqc.search import driver, request, samplers
 from pqc.search.objectives import Constraint, Objective
@@ -295,6 +295,39 @@ def test_a_misspelt_search_of_the_reference_library_is_an_error(old: str, new: s
     with pytest.raises(ScheduleError) as caught:
         read(REFERENCE.replace(old, new))
     assert words in str(caught.value), caught.value
+
+
+# Budgets
+
+
+@pytest.mark.parametrize(
+    ("budget", "least", "objective", "constraints"),
+    [
+        ("ebops=5000", None, ("accuracy", "maximize"), ["ebops <= 5000"]),
+        ("ebops=5000", 0.66, ("ebops", "minimize"), ["ebops <= 5000", "accuracy >= 0.66"]),
+        ("keep=0.1", None, ("accuracy", "maximize"), ["keep_ratio <= 0.1"]),
+        ("keep=0.1", 0.66, ("keep_ratio", "minimize"), ["keep_ratio <= 0.1", "accuracy >= 0.66"]),
+    ],
+)
+def test_a_budget_chooses_a_space(
+    budget: str, least: float | None, objective: tuple[str, str], constraints: list[str]
+) -> None:
+    asked = workflows.plan_search(workflows.resolve("jet_tagger"), budget, None, {"training.seed": "5"}, least)
+    assert [(one.name, one.direction) for one in asked.objectives] == [objective]
+    assert [str(one) for one in asked.constraints] == constraints
+    plans = [asked.resolve(params) for _, params in asked.space.corners()]
+    assert {plan.training.seed for plan in plans} == {5}
+    if budget.startswith("ebops"):
+        targets = {(plan.target.ebops, plan.phases.training.constraint.ebops) for plan in plans}
+        assert targets == {(4950.0, 4950.0), *([(1250.0, 1250.0)] if least else [])}
+    else:
+        assert {plan.target.sparsity for plan in plans} == {1 - 0.099, *([1 - 0.025] if least else [])}
+
+
+@pytest.mark.parametrize("budget", ["ebop=3", "keep=1", "keep=0", "ebops=nan", "ebops=many", "ebops"])
+def test_a_budget_that_is_none_is_an_error(budget: str) -> None:
+    with pytest.raises(UsageError, match="give ebops=5000 or keep=0.1"):
+        workflows.plan_search(workflows.resolve("jet_tagger"), budget, None, {})
 
 
 # Comparing trials

@@ -191,7 +191,7 @@ def parallel(found: Record) -> str:
         order = sorted(range(len(trials)), key=lambda index: trials[index]["number"] in found["front"])
         for index in order:
             best, kept = trials[index]["number"] in found["front"], trials[index]["feasible"]
-            heights = [ABSENT if one.places[index] is None else one.places[index] for one in drawn]
+            heights = [ABSENT if place is None else place for place in (one.places[index] for one in drawn)]
             colour = ORANGE if best else BLUE if kept else GREY
             axis.plot(
                 range(len(drawn)), heights, color=colour, alpha=0.95 if best else 0.3, linewidth=1.5 if best else 0.8

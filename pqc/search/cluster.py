@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import dask
 import distributed
@@ -161,7 +162,8 @@ class OnWorkers:
         try:
             while True:
                 for task in _next(tasks, self._free(running)):
-                    running[self.client.submit(self.run, task, pure=False)] = task
+                    key = f"{task.folder.name}-{uuid4().hex}"
+                    running[self.client.submit(self.run, task, key=key)] = task
                 if not running:
                     return
                 for future in self._done(running):

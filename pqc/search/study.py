@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 JOURNAL, TRIALS = "journal.log", "trials"
 REQUEST, IMPORTED, EXHAUSTED = "pqc:request", "pqc:imported", "pqc:exhausted"
-METRICS, SECONDS, ERROR = "metrics", "seconds", "error"
+OUTCOME = "pqc:outcome"
+"""The attribute of a trial that holds metrics, seconds and error: one write, for each costs a disk's latency."""
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -161,9 +162,7 @@ class Study:
         """End a trial."""
         frozen = self._frozen()[number]
         trial = Trial(self._study, frozen._trial_id)
-        facts: dict[str, Any] = {METRICS: outcome.metrics, SECONDS: outcome.seconds, ERROR: outcome.error}
-        for name, fact in facts.items():
-            trial.set_user_attr(name, fact)
+        trial.set_user_attr(OUTCOME, asdict(outcome))
         complete = outcome.state == "complete"
         for name, violation in self._violations(outcome.metrics).items() if complete else ():
             trial.set_constraint(name, violation)
@@ -218,7 +217,7 @@ class Study:
         return {str(one): one.violation(found[one.name]) for one in self.request.constraints if told}
 
     def _import(self, frozen: FrozenTrial) -> bool:
-        found = frozen.user_attrs.get(METRICS, {})
+        found = frozen.user_attrs.get(OUTCOME, {}).get("metrics", {})
         if not self._fits(frozen.params) or any(name not in found for name in self.request.names):
             return False
         dimensions = [one for one in self.request.space.dimensions if one.name in frozen.params]
@@ -226,7 +225,7 @@ class Study:
             params=dict(frozen.params),
             distributions={one.name: one.distribution() for one in dimensions},
             values=[found[one.name] for one in self.request.objectives],
-            user_attrs={METRICS: found, IMPORTED: True},
+            user_attrs={OUTCOME: frozen.user_attrs[OUTCOME], IMPORTED: True},
             constraints=self._violations(found),
         )
         self._study.add_trial(made)
@@ -244,11 +243,12 @@ class Study:
 
     def _point(self, frozen: FrozenTrial) -> Point:
         state = next((name for name, state in STATES.items() if state == frozen.state), "running")
-        found = frozen.user_attrs.get(METRICS, {})
+        outcome = Outcome(**frozen.user_attrs.get(OUTCOME, {"state": "failed"}))
+        found = outcome.metrics
         kept = all(one.name in found and one.violation(found[one.name]) <= 0 for one in self.request.constraints)
         values = tuple(frozen.values) if frozen.state == TrialState.COMPLETE else ()
-        facts = (frozen.user_attrs.get(SECONDS, 0.0), frozen.user_attrs.get(ERROR, ""))
-        return Point(frozen.number, state, dict(frozen.params), values, found, kept and bool(values), *facts)
+        feasible = kept and bool(values)
+        return Point(frozen.number, state, dict(frozen.params), values, found, feasible, outcome.seconds, outcome.error)
 
     def _frozen(self, *states: TrialState) -> Sequence[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states or None)

@@ -9,7 +9,7 @@ from pqc.workflows.inspection import diff, opt, show
 from pqc.workflows.job import RunOptions
 from pqc.workflows.quantization import check_quant
 from pqc.workflows.running import load_plan, run, train
-from pqc.workflows.searching import SearchOptions, search
+from pqc.workflows.searching import SearchOptions, plan_search, search
 from pqc.workflows.sources import Source, catalogue, resolve
 from pqc.workflows.tracking import track, track_settings, tracked
 
@@ -28,6 +28,7 @@ __all__ = [
     "import_model",
     "load_plan",
     "opt",
+    "plan_search",
     "resolve",
     "run",
     "search",

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pqc import files
 from pqc.errors import Interrupted, PqcError
-from pqc.search import driver
+from pqc.schedule import load as read_schedule
+from pqc.search import budget, driver
+from pqc.search import request as requests
 from pqc.search.packages import require
 from pqc.search.request import Request
 from pqc.search.trials import Executor, InThisProcess
@@ -42,6 +44,29 @@ class SearchOptions:
     scheduler: str | None = None
     warm_start: Path | None = None
     run: RunOptions = RunOptions(hls=False, verify_each=False)
+
+
+def plan_search(
+    source: Source, space: Path | str, schedule: str | None, settings: dict[str, str], least: float | None = None
+) -> Request:
+    """The search that a space file describes, or the one for a budget; checked before anything runs.
+
+    Args:
+        source: the model.
+        space: a space file, or a budget such as `ebops=5000`.
+        schedule: what is searched around, where the file does not say; with a budget, whose loss is taken.
+        settings: keys of the schedule by `--set`.
+        least: with a budget, what the metric must reach; the smallest such network is looked for.
+
+    Raises:
+        ScheduleError: with file, line and the nearest valid key.
+        UsageError: no such budget.
+    """
+    base = schedule or source.schedule or "cs"
+    if isinstance(space, Path):
+        return requests.read(space, base, settings)
+    loss = settings.get("training.loss") or read_schedule(base).training.loss
+    return budget.request(space, least, loss, settings)
 
 
 def search(
