@@ -15,6 +15,8 @@ from pqc.cli_options import PATH, settings_option
 @click.command()
 @click.argument("model", default="jet_tagger")
 @click.option("--space", type=PATH, help="A space file: what varies, what is wanted. Or a PQuantML config.")
+@click.option("--budget", metavar="NAME=SIZE", help="Instead of a space: ebops=5000, or keep=0.1 of the weights.")
+@click.option("--min-accuracy", "least", type=float, help="With --budget: look for the smallest network this good.")
 @click.option(
     "-s", "--schedule", help="What is searched around, where the space file does not say.  [default: the model's]"
 )

@@ -330,6 +330,15 @@ def test_a_budget_that_is_none_is_an_error(budget: str) -> None:
         workflows.plan_search(workflows.resolve("jet_tagger"), budget, None, {})
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--space", "space.yaml", "--budget", "keep=0.1"], ["--space", "space.yaml", "--min-accuracy", "0.6"]],
+)
+def test_a_search_has_a_space_or_a_budget(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("search", "jet_tagger", *arguments) == 2
+    assert "give --space FILE, or --budget NAME=SIZE" in capfd.readouterr().err
+
+
 # Comparing trials
 
 
