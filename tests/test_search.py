@@ -524,6 +524,11 @@ def test_a_warm_start_teaches_and_runs_the_best_again(place: Path) -> None:
     driver.drive(new, InThisProcess(formula), Silent())
     assert len(new.points()) == 4
     assert new.points()[0].params == old.front()[0].params
+    one = read(SPACE.replace("[accuracy, ebops]", "ebops"))
+    cheap = Study.create(Place(place / "cheap"), one)
+    assert (cheap.learn(old), old.request.objectives[0].name) == (12, "accuracy")
+    driver.drive(cheap, InThisProcess(formula), Silent())
+    assert cheap.points()[0].values == (100.0,)
     other = read(SPACE.replace("[[1, 0, 3], [1, 0, 7]]", "[[1, 0, 3]]"))
     narrow = [point for point in old.points() if point.params["quantization.weights"] == "[1, 0, 3]"]
     assert Study.create(Place(place / "narrow"), other).learn(old) == len(narrow)
@@ -725,6 +730,13 @@ pruner: {name: threshold, options: {lower: 0.9, n_warmup_steps: 5}}
     pruned = place / f"study/trials/{found['10.0']['number']:04}"
     assert not (pruned / "summary.json").exists()
     assert (pruned / "schedule.yaml").exists()
+
+
+def test_a_warm_start_from_nowhere_begins_no_study(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    more = ["--space", "space.yaml", "-d", "d.npz", "-o", "study", "--warm-start", "old"]
+    assert run_cli("search", "m.onnx", *more) == 1
+    assert "pqc: error: old: there is no study\nhint: give the folder of a `pqc search`" in capfd.readouterr().err
+    assert not Path("study").exists()
 
 
 def test_a_search_without_a_feasible_trial_says_so(place: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pqc.errors import PqcError
 from pqc.search import samplers
-from pqc.search.ranking import Point, front
+from pqc.search.ranking import Point, best, front
 from pqc.search.request import Request
 from pqc.search.space import Value
 from pqc.search.trials import Outcome
@@ -179,6 +179,10 @@ class Study:
         """The trials that keep the constraints and that no other beats, the best in the first objective first."""
         return front(self.points(), self.request.objectives)
 
+    def is_empty(self) -> bool:
+        """Whether there is no trial yet, not even one that was imported."""
+        return not self._frozen()
+
     def is_over(self) -> bool:
         """Whether no trial is to begin any more."""
         points, patience = self.points(), self.request.file.patience
@@ -195,13 +199,13 @@ class Study:
         Returns:
             how many were taken: those that are points of this space and have all metrics.
         """
-        taken = 0
-        for frozen in other._frozen(TrialState.COMPLETE):
-            taken += self._import(frozen)
-        best = other.front()
-        if best and self._fits(best[0].params):
-            self._study.enqueue_trial(best[0].params)
-        return taken
+        known = [frozen for frozen in other._frozen(TrialState.COMPLETE) if self._takes(frozen)]
+        for frozen in known:
+            self._import(frozen)
+        leading = best([self._point(frozen) for frozen in known], self.request.objectives, 1)
+        if leading:
+            self._study.enqueue_trial(leading[0].params)
+        return len(known)
 
     def folder(self, number: int) -> Path:
         """Where the files of a trial are."""
@@ -216,10 +220,13 @@ class Study:
         told = self.request.file.sampler.name in samplers.CONSTRAINED
         return {str(one): one.violation(found[one.name]) for one in self.request.constraints if told}
 
-    def _import(self, frozen: FrozenTrial) -> bool:
+    def _takes(self, frozen: FrozenTrial) -> bool:
+        """Whether a trial of another study is a point of this space and has all metrics."""
         found = frozen.user_attrs.get(OUTCOME, {}).get("metrics", {})
-        if not self._fits(frozen.params) or any(name not in found for name in self.request.names):
-            return False
+        return self._fits(frozen.params) and all(name in found for name in self.request.names)
+
+    def _import(self, frozen: FrozenTrial) -> None:
+        found = frozen.user_attrs[OUTCOME]["metrics"]
         dimensions = [one for one in self.request.space.dimensions if one.name in frozen.params]
         made = optuna.trial.create_trial(
             params=dict(frozen.params),
@@ -229,7 +236,6 @@ class Study:
             constraints=self._violations(found),
         )
         self._study.add_trial(made)
-        return True
 
     def _fits(self, params: dict[str, Any]) -> bool:
         """Whether a point of another space is one of this."""
@@ -246,7 +252,8 @@ class Study:
         outcome = Outcome(**frozen.user_attrs.get(OUTCOME, {"state": "failed"}))
         found = outcome.metrics
         kept = all(one.name in found and one.violation(found[one.name]) <= 0 for one in self.request.constraints)
-        values = tuple(frozen.values) if frozen.state == TrialState.COMPLETE else ()
+        complete = frozen.state == TrialState.COMPLETE
+        values = tuple(found[one.name] for one in self.request.objectives) if complete else ()
         feasible = kept and bool(values)
         return Point(frozen.number, state, dict(frozen.params), values, found, feasible, outcome.seconds, outcome.error)
 

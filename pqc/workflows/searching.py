@@ -106,9 +106,11 @@ def search(
 def _open(place: Place, request: Request, options: SearchOptions) -> Study:
     from pqc.search.study import Study
 
-    study = Study.resume(place, request) if options.resume else Study.create(place, request)
-    if options.warm_start is not None and not study.points():
+    other = None
+    if options.warm_start is not None:
         other = Study.read(replace(place, folder=options.warm_start, url=None), request)
+    study = Study.resume(place, request) if options.resume else Study.create(place, request)
+    if other is not None and study.is_empty():
         study.learn(other)
     return study
 
