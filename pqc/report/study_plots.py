@@ -92,6 +92,8 @@ def course(found: Record) -> str:
     objectives = found["objectives"]
 
     def draw(canvas: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         grid = canvas.subplots(1, len(objectives), squeeze=False)
         for index, (axis, one) in enumerate(zip(grid.flat, objectives, strict=True)):
             numbers = np.array([trial["number"] for trial in trials])
@@ -105,6 +107,7 @@ def course(found: Record) -> str:
                 axis.step(numbers[kept], so_far, where="post", color=ORANGE)
             axis.set(xlabel="trial", ylabel=title(one["name"]))
             figure.thousands(axis)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axis.grid()
 
     return figure.svg("course", 2.6, "The objectives in the order of the trials", draw)
@@ -177,7 +180,7 @@ def _number(name: str, values: Sequence[float | None], low: float, high: float, 
 
 
 def _tick(value: float) -> str:
-    return f"{value / 1000:.3g}k" if abs(value) >= 1000 else markup.real(value, 3)
+    return f"{value / 1000:.3g}k" if abs(value) >= 1000 else markup.real(value, 4)
 
 
 def parallel(found: Record) -> str:
