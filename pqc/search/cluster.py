@@ -91,6 +91,7 @@ def _client(address: str) -> Client:
 def _submitted(path: Path) -> Any:
     """A cluster whose workers are jobs of a batch system."""
     import dask_jobqueue
+    import dask_jobqueue.local
 
     if not path.is_file():
         raise PqcError(f"no scheduler or cluster file '{path}'", hint=HINT)
