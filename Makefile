@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow bench bench-hgq method-table hgq-front check-hgq2 check-import check-tracking lint docs plots clean
+.PHONY: demo test test-slow bench bench-hgq method-table search-jets hgq-front check-hgq2 check-import check-tracking lint docs plots clean
 
 demo: $(VENV)/ready
 	$(BIN)/pqc run jet_tagger --schedule cs-demo --out build/demo
@@ -36,6 +36,9 @@ check-tracking: $(VENV)/ready .venv-mlflow/ready
 
 check-import: $(VENV)/ready .venv-frameworks/ready
 	$(BIN)/python -m pytest tests/test_import_frameworks.py -m slow
+
+search-jets: $(VENV)/ready
+	$(BIN)/python tests/benchmarks/search_jets.py
 
 method-table: $(VENV)/ready
 	$(BIN)/python tests/benchmarks/method_table.py --jobs 2

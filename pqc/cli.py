@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.text import Text
 
-from pqc import __version__, cli_check, cli_export, cli_fit, cli_import, cli_schedule, cli_track, interrupts, tables
+from pqc import (
+    __version__,
+    cli_check,
+    cli_export,
+    cli_fit,
+    cli_import,
+    cli_schedule,
+    cli_search,
+    cli_track,
+    interrupts,
+    tables,
+)
 from pqc.cli_options import PATH, Group, Verb, settings_option, track_option
 from pqc.errors import Interrupted, PqcError, UsageError
 
@@ -115,6 +126,9 @@ def run(
     click.echo(out / "summary.json")
     exact = summary["clean_equals_trained"] and not (summary["hls"] or {}).get("mismatches")
     click.get_current_context().exit(0 if exact else 1)
+
+
+cli.add_command(cli_search.search)
 
 
 @cli.command()

@@ -35,6 +35,7 @@ VERBS = [
     "import",
     "fit",
     "run",
+    "search",
     "train",
     "finalize",
     "hls",

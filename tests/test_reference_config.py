@@ -754,9 +754,7 @@ def test_of_two_keys_that_say_the_same_one_is_taken() -> None:
 def test_a_search_over_settings_is_noted() -> None:
     search = {"numerical": {"lr": [1e-5, 1e-3, 0.2]}}
     found = notes({"hpo_parameters": {"num_trials": 3, "hyperparameter_search": search}, **training()})
-    assert found["hpo_parameters.hyperparameter_search"] == (
-        "not taken: a schedule is one run, not a search over several"
-    )
+    assert found["hpo_parameters.hyperparameter_search"] == ("a schedule is one run: `pqc search --space` takes this")
 
 
 # Files, lines, settings

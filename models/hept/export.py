@@ -26,7 +26,9 @@ TRAINING = {
 @click.option("--task", type=click.Choice(TASKS), required=True)
 @click.option("--size", type=click.Choice(["small", "published"]), default="small", show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: the committed model]")
-@click.option("--epochs", type=click.IntRange(0), default=160, show_default=True, help="0 exports an untrained network.")
+@click.option(
+    "--epochs", type=click.IntRange(0), default=160, show_default=True, help="0 exports an untrained network."
+)
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 def main(task: str, size: str, out: Path | None, epochs: int, batch: int, seed: int) -> None:

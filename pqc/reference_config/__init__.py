@@ -181,4 +181,4 @@ def _note_tuning(converted: Converted) -> None:
     section = converted.read(TUNING, Tuning)
     if any(section.hyperparameter_search.values()):
         key = (TUNING, "hyperparameter_search")
-        converted.note(key, "not taken: a schedule is one run, not a search over several")
+        converted.note(key, "a schedule is one run: `pqc search --space` takes this")

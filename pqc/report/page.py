@@ -95,11 +95,12 @@ def write(
         sections.run_facts(summary),
     ]
     path = folder / NAME
-    files.write_text(path, _document(markup.plain(summary.get("model", "model")), "".join(parts)))
+    files.write_text(path, document(markup.plain(summary.get("model", "model")), "".join(parts)))
     return path
 
 
-def _document(title: str, body: str) -> str:
+def document(title: str, body: str) -> str:
+    """A page that stands on its own."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'

@@ -10,11 +10,13 @@ from pqc.workflows.inspection import diff, opt, show
 from pqc.workflows.job import RunOptions
 from pqc.workflows.quantization import check_quant
 from pqc.workflows.running import load_plan, run, train
+from pqc.workflows.searching import SearchOptions, plan_search, search
 from pqc.workflows.sources import Source, catalogue, resolve
 from pqc.workflows.tracking import track, track_settings, tracked
 
 __all__ = [
     "RunOptions",
+    "SearchOptions",
     "Source",
     "catalogue",
     "check_quant",
@@ -28,8 +30,10 @@ __all__ = [
     "import_model",
     "load_plan",
     "opt",
+    "plan_search",
     "resolve",
     "run",
+    "search",
     "show",
     "track",
     "track_settings",

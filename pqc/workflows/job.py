@@ -59,6 +59,7 @@ class RunOptions:
         io_type: `io_parallel` or `io_stream`.
         device: `cpu` or `cuda`.
         threads: threads inside an operator.
+        report: write the page `report.html`.
     """
 
     resume: bool = False
@@ -68,6 +69,7 @@ class RunOptions:
     io_type: IoType = "io_parallel"
     device: str = "cpu"
     threads: int = 1
+    report: bool = True
 
 
 @dataclass
@@ -227,6 +229,12 @@ class Job:
         rows = slice(None) if anomalous is None else ~anomalous
         return metrics.metric(self.plan.training.loss, output[rows], target[rows], threshold)
 
+    def _validated(self, model: ir.Model) -> float:
+        """The metric on the validation rows, which choices are made by."""
+        rows = self.data.validation
+        output, threshold = outputs(model, rows), metrics.threshold(model.graph)
+        return metrics.metric(self.plan.training.loss, output, rows.target[rows.rows], threshold)
+
     def _scores(self, metric: float, output: np.ndarray) -> dict[str, float]:
         """All that is measured of a model, by name."""
         found, anomalous = {metrics.metric_name(self.plan.training.loss): metric}, self.data.anomalous
@@ -251,6 +259,7 @@ class Job:
             "metric": name,
             "labels": "data" if self.data.labelled else "the float model",
             **{key: self._scores(*results) for key, results in found.items()},
+            "validation": {name: self._validated(clean)},
             "distilled": self._distilled(name),
             "clean_equals_trained": bool(np.array_equal(found["trained"][1], found["clean"][1])),
             "test_rows": len(self.data.test),
@@ -314,10 +323,12 @@ class Job:
         return None
 
     def report(self, summary: dict[str, Any], trained: ir.Model, clean: ir.Model) -> None:
-        """Write `summary.json` and `report.html`."""
+        """Write `summary.json` and, where it is wanted, `report.html`."""
         from pqc.report import page
 
         files.write_text(self.folder / "summary.json", json.dumps(summary, indent=2))
+        if not self.options.report:
+            return
         target, names = self._target(), self.source.classes
         scores = {name: outputs(one, self.data.test) for name, one in (("float", self.model), ("clean", clean))}
         if self.data.anomalous is not None:

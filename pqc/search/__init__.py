@@ -1,0 +1,1 @@
+"""Search over schedules: the space, the study, and what a trial is."""
