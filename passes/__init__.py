@@ -3,6 +3,7 @@
 from pqc.passes.attach_costs import AttachCosts
 from pqc.passes.attach_loss import AttachLoss
 from pqc.passes.attach_optimizer import AttachOptimizer
+from pqc.passes.attach_statistics import AttachStatistics
 from pqc.passes.attach_teacher import AttachTeacher
 from pqc.passes.attach_updates import AttachUpdates
 from pqc.passes.batch_parameters import BatchParameters
@@ -22,6 +23,7 @@ from pqc.passes.fold_gates import FoldGates
 from pqc.passes.fold_masks import FoldMasks
 from pqc.passes.fold_quant import FoldQuant
 from pqc.passes.fold_relu_multiplier import FoldReluMultiplier
+from pqc.passes.fold_statistics import FoldStatistics
 from pqc.passes.free_batch import FreeBatch
 from pqc.passes.freeze_bits import FreezeBits
 from pqc.passes.freeze_masks import FreezeMasks
@@ -47,6 +49,7 @@ from pqc.passes.shrink import Shrink
 from pqc.passes.simplify import Simplify
 from pqc.passes.strip_softmax import StripSoftmax
 from pqc.passes.strip_training import StripTraining
+from pqc.passes.train_batchnorm import TrainBatchNorm
 from pqc.passes.unroll_recurrent import UnrollRecurrent
 from pqc.passes.write_bipolar import WriteBipolar
 from pqc.passes.write_qcdq import WriteQcdq
@@ -61,6 +64,7 @@ TABLE: dict[str, type[Pass]] = {
         FreeBatch,
         FoldBatchNorm,
         LowerGemm,
+        TrainBatchNorm,
         ExpandSoftmax,
         ExpandLayerNorm,
         UnrollRecurrent,
@@ -74,6 +78,7 @@ TABLE: dict[str, type[Pass]] = {
         BypassQuant,
         AttachLoss,
         AttachCosts,
+        AttachStatistics,
         AttachUpdates,
         ExposeParameters,
         AttachTeacher,
@@ -86,6 +91,7 @@ TABLE: dict[str, type[Pass]] = {
         Differentiate,
         AttachOptimizer,
         FreezeMasks,
+        FoldStatistics,
         FreezeBits,
         FoldMasks,
         FoldReluMultiplier,
