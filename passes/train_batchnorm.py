@@ -118,6 +118,7 @@ class _Writer:
     ) -> ir.Value:
         attributes = {"form": list(form), "epsilon": self.norm.attributes.get_float("epsilon", 1e-5)}
         node = self.make.add(self.place, operator.key, inputs, operator.function.name, [shape], attributes)
+        node.outputs[0].name = self.make.names.new(f"{inputs[0].name}.folded")
         node.metadata_props[batch_norm.MOMENTUM] = repr(self.norm.attributes.get_float("momentum", 0.9))
         return node.outputs[0]
 
