@@ -31,6 +31,7 @@ from pqc.passes.insert_masks import InsertMasks
 from pqc.passes.insert_quant import InsertQuant
 from pqc.passes.insert_relu_multiplier import InsertReluMultiplier
 from pqc.passes.legalize import Legalize
+from pqc.passes.lower_affine import LowerAffine
 from pqc.passes.lower_bipolar import LowerBipolar
 from pqc.passes.lower_bits import LowerBits
 from pqc.passes.lower_conv import LowerConv
@@ -102,6 +103,7 @@ TABLE: dict[str, type[Pass]] = {
         Shrink,
         StripTraining,
         StripSoftmax,
+        LowerAffine,
         LowerBipolar,
         LowerConv,
         LowerPool,

@@ -244,6 +244,7 @@ PLACES = {
     "shrink": [FLOAT, FOLDED, f"{QUANTIZED},fold-quant", f"{MASKED},freeze-masks,fold-masks"],
     "strip-training": [f"{MASKED},{STEP}", f"{FLOAT},attach-loss"],
     "write-bipolar": [BINARY, f"{BINARY},fold-quant"],
+    "lower-affine": ["normalize,legalize", "normalize,legalize,insert-quant{inputs=1,3,4},fold-quant"],
     "lower-bipolar": [f"{BINARY},fold-quant", f"{BINARY},fold-quant,write-bipolar"],
     "strip-softmax": [FLOAT, FOLDED],
     "lower-gemm": [FLOAT, FOLDED],
