@@ -14,7 +14,7 @@ from conftest import initializers, onnx_model, text_of
 from method_networks import plan, rows_for
 from onnx.reference import ReferenceEvaluator
 
-from pqc import engine, graph, pipeline, schedule
+from pqc import engine, graph, layers, masking, pipeline, schedule
 from pqc.errors import Interrupted, ScheduleError
 from pqc.names import BUFFERS, NEXT, layout, unpacked
 from pqc.training.trainer import Trainer
@@ -133,6 +133,67 @@ def test_fold_statistics_leaves_learned_masks_alone() -> None:
     )
     pipeline.run(model, "normalize,train-batchnorm,insert-masks,fold-statistics")
     assert [node.op_type for node in model.graph if node.domain == "pqc.norm"] == ["FoldedWeight"]
+
+
+def test_legalize_writes_batch_normalization_as_a_factor_and_a_term() -> None:
+    model = onnx_model(f"(float[n,2,3] x) => (float[n,2,3] y) {{ y = {NORM.format('x')} }}", **VECTORS)
+    pipeline.run(model, "normalize,legalize", verify_each=True)
+    assert (
+        text_of(model)
+        == dedent("""
+        (float[n,2,3] x) => (float[n,2,3] y)
+        BatchNormalization_y.gain_1.out = Mul (x, BatchNormalization_y.gain)
+        y = Add (BatchNormalization_y.gain_1.out, BatchNormalization_y.shift)""").strip()
+    )
+    gain = np.array([2, 1]) / np.sqrt(np.array([4, 0.5]))
+    np.testing.assert_allclose(initializers(model)["BatchNormalization_y.gain"].ravel(), gain, rtol=1e-6)
+    assert [(one.value.name, one.role) for one in masking.parameters(model.graph)] == [
+        ("BatchNormalization_y.gain", "gain"),
+        ("BatchNormalization_y.shift", "shift"),
+    ]
+
+
+@pytest.mark.parametrize("batch_norm", ["", "train-batchnorm,"])
+def test_a_factor_and_a_term_have_the_types_of_weights_and_biases(batch_norm: str) -> None:
+    model = onnx_model(f"(float[n,2] x) => (float[n,2] y) {{ y = {NORM.format('x')} }}", **VECTORS)
+    pipeline.run(model, f"normalize,{batch_norm}legalize,insert-quant{{weights=1,1,3 biases=1,2,4 inputs=1,3,3}}")
+    steps = [float(np.ravel(layers.grid(node).scale)[0]) for node in model.graph if layers.is_quant(node)]
+    assert sorted(steps) == [2**-4, 2**-3, 2**-3]
+    assert [node.op_type for node in model.graph if not node.domain] == ["Mul", "Add"]
+    pipeline.run(model, "fold-statistics,fold-quant")
+    random = np.random.default_rng(0).normal(0, 2, (50, 2)).astype(np.float32)
+    gain, shift = np.array([1, 1.375]), np.array([-0.5, 1.4375])  # 1 and sqrt(2) in eighths, their terms in sixteenths
+    rounded = np.clip(np.rint(random * 8) / 8, -8, 7.875)
+    assert np.array_equal(engine.evaluate(model, {"x": random})["y"], rounded * gain + shift)
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape", "expected"),
+    [
+        ("2", (2,), "h = MatMul (x, c) y = Add (h, d)"),
+        ("2,3", (2, 1), "y = Conv <group: int = 2, kernel_shape: ints = [1]> (x, c, d)"),
+        ("2,3,3", (2, 1, 1), "y = Conv <group: int = 2, kernel_shape: ints = [1, 1]> (x, c, d)"),
+    ],
+)
+def test_lower_affine(dims: str, shape: tuple[int, ...], expected: str) -> None:
+    c, d = np.reshape([2.0, -1.0], shape), np.reshape([0.5, 1.0], shape)
+    head = f"(float[n,{dims}] x) => (float[n,{dims}] y)"
+    model = onnx_model(f"{head} {{ h = Mul (x, c) y = Add (h, d) }}", c=c, d=d)
+    pipeline.run(model, "normalize,lower-affine", verify_each=True)
+    assert text_of(model).split("\n", 1)[1].replace("\n", " ") == expected
+
+
+@pytest.mark.parametrize("nodes", ["h = Mul (x, c) y = Add (h, c)", "h = Mul (x, e) y = Add (h, d)", "y = Mul (x, c)"])
+def test_lower_affine_leaves_alone(nodes: str) -> None:
+    """A parameter that is shared, one that is no vector of channels, a factor without a term."""
+    known = {"c": [2.0, 1.0], "d": [0.5, 1.0], "e": [3.0]}
+    model = onnx_model(
+        f"(float[n,2] x) => (float[n,2] y) {{ {nodes} }}", **{key: known[key] for key in known if f" {key})" in nodes}
+    )
+    pipeline.run(model, "normalize")
+    before = text_of(model)
+    pipeline.run(model, "lower-affine")
+    assert text_of(model) == before
 
 
 # Gradients and statistics against ONNX's definition, in float64
