@@ -16,9 +16,11 @@ from onnx.reference import ReferenceEvaluator
 
 from pqc import engine, graph, layers, masking, pipeline, schedule
 from pqc.errors import Interrupted, ScheduleError
+from pqc.hardware import handover
 from pqc.names import BUFFERS, NEXT, layout, unpacked
 from pqc.training.trainer import Trainer
 from pqc.workflows.compression import NORMALIZE_UNFOLDED, compress, finalize
+from pqc.workflows.firmware import IoType
 
 EPSILON = 0.25
 VECTORS = {"gamma": [2.0, 1.0], "beta": [0.5, 0.0], "mean": [1.0, -1.0], "var": [4 - EPSILON, 0.25]}
@@ -432,3 +434,15 @@ def test_interrupted_and_resumed_equals_uninterrupted(accumulate: int, tmp_path:
 def test_an_unknown_way_is_refused() -> None:
     with pytest.raises(ScheduleError, match="'training.batch_norm'"):
         schedule.load("cs-demo", {"training.batch_norm": "freeze"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("io_type", ["io_parallel", "io_stream"])
+def test_the_firmware_computes_what_was_trained(io_type: IoType, tmp_path: Path) -> None:
+    """Batch normalization in its four places; two are layers of their own in firmware."""
+    trained = make_trainer(tmp_path, phases={"training": {"epochs": 2}}).train()
+    clean, _ = finalize(trained, verify_each=False)
+    samples = np.random.default_rng(0).normal(0, 1, (200, 2, 5, 5)).astype(np.float32)
+    result = handover.hls(clean, tmp_path / "hls", samples=samples, backend="Vitis", io_type=io_type)
+    assert np.ptp(result.outputs) > 0.5
+    assert result.mismatches == 0

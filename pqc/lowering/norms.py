@@ -53,8 +53,7 @@ def batch(main: ir.Graph, node: ir.Node) -> int:
         constant = write.constant(array.reshape(form).astype(np.float32), role)
         result = write.add(operator, [result, constant], role, trains=role)
         result.shape = x.shape
-    graph.replace(node.outputs[0], result)
-    main.remove(node, safe=True)
+    write.replace(result)
     return 1
 
 
