@@ -22,7 +22,8 @@ class AttachStatistics(Pass):
     layer(x, Corrected(Quant(FoldedWeight(W, gamma, var)), var, v), FoldedBias(beta, gamma, m, v)).
     The quantizer rounds the weight that the running variance gives, as in the clean model, and the factor behind it
     makes up for the difference, so that rounding does not jump from batch to batch (Krishnamoorthi 2018, section
-    3.2.2). For the training step only. Leaves what is normalized so already.
+    3.2.2). For the training step only.
+    Leaves what is normalized so already.
     """
 
     title: ClassVar[str] = "attach-statistics"
