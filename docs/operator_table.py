@@ -35,7 +35,7 @@ LOWERED = {
     "GlobalAveragePool": "lower-pool",
     "GlobalMaxPool": "lower-pool",
     "Reshape": "lower-reshape",
-    "BatchNormalization": "fold-batchnorm",
+    "BatchNormalization": "fold-batchnorm, or legalize and lower-affine",
 }
 """What a pass turns into operators that hls4ml takes."""
 

@@ -4,6 +4,7 @@ from pqc.passes.apply_masks import ApplyMasks
 from pqc.passes.attach_costs import AttachCosts
 from pqc.passes.attach_loss import AttachLoss
 from pqc.passes.attach_optimizer import AttachOptimizer
+from pqc.passes.attach_statistics import AttachStatistics
 from pqc.passes.attach_teacher import AttachTeacher
 from pqc.passes.attach_updates import AttachUpdates
 from pqc.passes.batch_parameters import BatchParameters
@@ -23,6 +24,7 @@ from pqc.passes.fold_gates import FoldGates
 from pqc.passes.fold_masks import FoldMasks
 from pqc.passes.fold_quant import FoldQuant
 from pqc.passes.fold_relu_multiplier import FoldReluMultiplier
+from pqc.passes.fold_statistics import FoldStatistics
 from pqc.passes.free_batch import FreeBatch
 from pqc.passes.freeze_bits import FreezeBits
 from pqc.passes.freeze_masks import FreezeMasks
@@ -30,6 +32,7 @@ from pqc.passes.insert_masks import InsertMasks
 from pqc.passes.insert_quant import InsertQuant
 from pqc.passes.insert_relu_multiplier import InsertReluMultiplier
 from pqc.passes.legalize import Legalize
+from pqc.passes.lower_affine import LowerAffine
 from pqc.passes.lower_bipolar import LowerBipolar
 from pqc.passes.lower_bits import LowerBits
 from pqc.passes.lower_conv import LowerConv
@@ -48,6 +51,7 @@ from pqc.passes.shrink import Shrink
 from pqc.passes.simplify import Simplify
 from pqc.passes.strip_softmax import StripSoftmax
 from pqc.passes.strip_training import StripTraining
+from pqc.passes.train_batchnorm import TrainBatchNorm
 from pqc.passes.unroll_recurrent import UnrollRecurrent
 from pqc.passes.write_bipolar import WriteBipolar
 from pqc.passes.write_qcdq import WriteQcdq
@@ -62,6 +66,7 @@ TABLE: dict[str, type[Pass]] = {
         FreeBatch,
         FoldBatchNorm,
         LowerGemm,
+        TrainBatchNorm,
         ExpandSoftmax,
         ExpandLayerNorm,
         UnrollRecurrent,
@@ -76,6 +81,7 @@ TABLE: dict[str, type[Pass]] = {
         BypassQuant,
         AttachLoss,
         AttachCosts,
+        AttachStatistics,
         AttachUpdates,
         ExposeParameters,
         AttachTeacher,
@@ -88,6 +94,7 @@ TABLE: dict[str, type[Pass]] = {
         Differentiate,
         AttachOptimizer,
         FreezeMasks,
+        FoldStatistics,
         FreezeBits,
         FoldMasks,
         FoldReluMultiplier,
@@ -98,6 +105,7 @@ TABLE: dict[str, type[Pass]] = {
         Shrink,
         StripTraining,
         StripSoftmax,
+        LowerAffine,
         LowerBipolar,
         LowerConv,
         LowerPool,

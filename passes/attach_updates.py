@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from pqc import library, quantizer_sites
+from pqc import batch_norm, library, quantizer_sites
 from pqc.mask_nodes import Builder
 from pqc.mask_sites import masks
 from pqc.masking import states_after
@@ -22,7 +22,7 @@ class AttachUpdates(Pass):
 
     mask(state, …) → also state' = update(state, weight, input, output, …), an output that expose-parameters carries
     from step to step. Integer bits of an activation that follow its range → what this step needs, or `decay` less than
-    before if that is more.
+    before if that is more. Running statistics → what they are after this batch, where attach-statistics measures it.
     Leaves methods without an update, integer bits of parameters, and a graph that has its updates.
     """
 
@@ -40,6 +40,7 @@ class AttachUpdates(Pass):
         found = {name: value for site in list(masks(main)) for name, value in recipe(builder, site).items()}
         following = [site for site in quantizer_sites.sites(main) if site.follows and not site.of_parameter]
         found |= {str(site.i.name): needed_bits(main, builder.names, site, self.decay) for site in following}
+        found |= batch_norm.next_statistics(main)
         if not found:
             return 0
         for name, value in found.items():

@@ -34,7 +34,7 @@ class FoldBatchNorm(Pass):
 def _fold(main: ir.Graph, norm: ir.Node, by_output: dict[ir.Value, layers.Layer]) -> bool:
     layer = by_output.get(norm.inputs[0]) if norm.inputs[0] is not None else None
     constants = [graph.constant(value) for value in norm.inputs[1:5]]
-    reason = _obstacle(norm, layer, constants)
+    reason = obstacle(norm, layer, constants)
     if reason or layer is None:
         explain(norm, f"kept: {reason}")
         return False
@@ -55,7 +55,8 @@ def _fold(main: ir.Graph, norm: ir.Node, by_output: dict[ir.Value, layers.Layer]
     return True
 
 
-def _obstacle(norm: ir.Node, layer: layers.Layer | None, constants: list[np.ndarray | None]) -> str | None:
+def obstacle(norm: ir.Node, layer: layers.Layer | None, constants: list[np.ndarray | None]) -> str | None:
+    """Why a batch normalization is no part of the layer before it, or None."""
     if layer is None:
         return "no layer before it"
     if any(array is None for array in constants):

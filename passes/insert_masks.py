@@ -80,7 +80,7 @@ class InsertMasks(Pass):
 
 
 def _masked(weight: ir.Value) -> bool:
-    readers = list(weight.consumers())
+    readers = [*weight.consumers(), *networks.folded(weight).consumers()]
     readers += [node for reader in readers if networks.is_quant(reader) for node in reader.outputs[0].consumers()]
     return any(networks.applies_mask(node) for node in readers)
 
@@ -98,7 +98,7 @@ class _Writer:
         layer = self.builder.layers[weight][0]
         place = f"weight '{weight.name}'"
         explain(layer.node, f"{place} gets a mask")
-        quants = [node for node in weight.consumers() if networks.is_quant(node)]
+        quants = [node for node in networks.folded(weight).consumers() if networks.is_quant(node)]
         if any(networks.is_binary(node) for node in quants):
             hint = "use ternary weights, or exclude the layer"
             raise UnsupportedError("binary weights are never zero, so none can be pruned", at=place, hint=hint)

@@ -82,9 +82,9 @@ class InsertQuant(Pass):
                 explain(layer.node, "left alone: excluded")
                 continue
             kinds = {"weight": self.weights, "bias": self.biases, **own[layer.node]}
-            yield from _unquantized(layer.weight, kinds["weight"], seen, layer)
+            yield from _unquantized(layers.folded(layer.weight), kinds["weight"], seen, layer)
             if layer.bias is not None:
-                yield from _unquantized(layer.bias, kinds["bias"], seen, layer)
+                yield from _unquantized(layers.folded(layer.bias), kinds["bias"], seen, layer)
         for block in written:
             if block.node not in excluded:
                 yield from self._constants(block, own[block.node], seen)
@@ -108,7 +108,8 @@ class InsertQuant(Pass):
         """The gain and the shift of a normalization, each with one type."""
         for name, kind in {"weight": self.weights, "bias": self.biases, **own}.items():
             if name in ("weight", "bias") and name in block.parts and kind is not None:
-                yield from _unquantized(block.parts[name], kind.changed({"granularity": PER_TENSOR}), seen)
+                constant = layers.folded(block.parts[name])
+                yield from _unquantized(constant, kind.changed({"granularity": PER_TENSOR}), seen)
 
 
 def _named(main: ir.Graph, pattern: str) -> list[ir.Node]:

@@ -90,6 +90,10 @@ def _reason(error: Exception) -> str:
     return text.split("/onnxruntime_src/")[0].removesuffix("Status Message: ").strip()[:300] or "no reason given"
 
 
+BROKEN_OPTIMIZERS = ["GemmSumFusion"]
+"""It fails on a Gemm that reads the third result or a later one of another operator."""
+
+
 class Session:
     """A graph that runs: arrays in and out by name.
 
@@ -114,7 +118,10 @@ class Session:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self.session = ort.InferenceSession(
-                graph.to_proto(linked).SerializeToString(), options, providers=providers(device)
+                graph.to_proto(linked).SerializeToString(),
+                options,
+                providers=providers(device),
+                disabled_optimizers=BROKEN_OPTIMIZERS,
             )
         except Exception as error:  # the bindings' exceptions share no narrower base
             raise GraphError(f"the engine refuses the graph: {_reason(error)}") from error

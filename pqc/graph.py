@@ -292,9 +292,13 @@ def dims(value: ir.Value) -> tuple[int, ...]:
 
 
 def row_shape(value: ir.Value) -> tuple[int, ...]:
-    """The shape of one row of an activation, [1, ...]; unknown lengths count as one."""
+    """The shape of one row of an activation; unknown lengths count as one, the first where all are known.
+
+    Rows come first, but for sequences in recurrent layers, which have the time there.
+    """
     known = () if value.shape is None else value.shape.dims
-    return (1, *(dim if isinstance(dim, int) else 1 for dim in known[1:])) if known else ()
+    first = 1 if all(isinstance(dim, int) for dim in known) else 0
+    return tuple(1 if place < first or not isinstance(dim, int) else dim for place, dim in enumerate(known))
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

@@ -11,7 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc.errors import PassError
+from pqc.functions.batch_norm import BATCH_STATISTICS, FOLDS
 from pqc.functions.fixed_quant import FIXED_QUANT
+from pqc.functions.operator import NORM
 from pqc.graph import QONNX, constant, dims, operand
 
 WEIGHT_INPUT = 1
@@ -139,13 +141,25 @@ def is_fixed_quant(node: ir.Node | None) -> bool:
 
 
 def source(value: ir.Value | None) -> ir.Value | None:
-    """The initializer behind quantizers and masks, or None if `value` is an activation."""
+    """The initializer behind quantizers, masks and statistics, or None if `value` is an activation."""
     while value is not None and not value.is_initializer():
         producer = value.producer()
-        if producer is None or not (is_quant(producer) or applies_mask(producer)):
+        if producer is None or not (is_quant(producer) or applies_mask(producer) or is_folded(producer)):
             return None
         value = producer.inputs[0]
     return value
+
+
+def is_folded(node: ir.Node | None) -> bool:
+    """Whether `node` makes a parameter of one that is trained and of a batch normalization's statistics."""
+    return node is not None and node.domain == NORM.domain and node.op_type != BATCH_STATISTICS.function.name
+
+
+def folded(value: ir.Value) -> ir.Value:
+    """What the running statistics make of a parameter, behind its mask if it has one: what quantizers round."""
+    readers = [node for node in value.consumers() if node.inputs[0] is value]
+    readers += [reader for node in readers if applies_mask(node) for reader in node.outputs[0].consumers()]
+    return next((node.outputs[0] for node in readers if (node.domain, node.op_type) in FOLDS), value)
 
 
 def applies_mask(node: ir.Node) -> bool:

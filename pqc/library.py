@@ -11,6 +11,7 @@ from functools import cache
 import onnx
 import onnx_ir as ir
 
+from pqc.functions.batch_norm import BATCH_NORM
 from pqc.functions.costs import COSTS
 from pqc.functions.dither import DITHER, NOISE
 from pqc.functions.fixed import FIXED_POINT
@@ -64,6 +65,7 @@ def _operators(methods: tuple[type[Method], ...]) -> dict[Key, Operator]:
         POWER,
         AVERAGE_POOL,
         MAX_POOL,
+        *BATCH_NORM,
         *COSTS,
         *LEARNED_QUANTIZERS,
         CLIP_BY_NORM,

@@ -9,7 +9,7 @@ from functools import cache
 
 import onnx_ir as ir
 
-from pqc import graph, layers, quantizer_sites, scales, trained_constants
+from pqc import batch_norm, graph, layers, quantizer_sites, scales, trained_constants
 from pqc.errors import GraphError, PassError
 from pqc.method import Method
 from pqc.methods import make
@@ -130,7 +130,8 @@ def parameters(main: ir.Graph) -> list[Parameter]:
 def buffers(main: ir.Graph) -> list[Parameter]:
     """The states that the optimizer does not move."""
     bits = [Parameter(value, role) for value, role in quantizer_sites.followed(main)]
-    return [*bits, *_states(main, trained=False)]
+    statistics = [Parameter(value, role) for value, role in batch_norm.statistics(main)]
+    return [*bits, *statistics, *_states(main, trained=False)]
 
 
 def _states(main: ir.Graph, *, trained: bool) -> list[Parameter]:

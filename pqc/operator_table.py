@@ -29,7 +29,8 @@ STEPS = frozenset({"Ceil", "Floor", "Round", "Sign"})
 """Passing no gradient: the derivative is zero wherever there is one."""
 REWRITTEN = frozenset(
     {
-        "CastLike", "DepthToSpace", "Einsum", "GRU", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization",
+        "BatchNormalization", "CastLike", "DepthToSpace", "Einsum", "GRU", "GlobalLpPool", "GlobalMaxPool",
+        "GroupNormalization",
         "InstanceNormalization", "LRN", "LSTM", "LayerNormalization", "LpNormalization", "Mean",
         "MeanVarianceNormalization", "RNN", "ReduceL1", "ReduceLogSum", "ReduceSumSquare", "Resize",
         "SpaceToDepth", "Sum",
@@ -54,7 +55,6 @@ _SEQUENCE = "values that are not tensors are not taken"
 _TEXT = "text is not a number"
 REFUSED = {
     "AffineGrid": _NONE,
-    "BatchNormalization": "in inference it is part of the layer before it: run fold-batchnorm",
     "Bernoulli": _RANDOM,
     "CenterCropPad": _NONE,
     "Col2Im": _NONE,
@@ -114,6 +114,7 @@ REFUSED = {
 _SCATTER = "only one that replaces or adds is taken"
 _FIXED = "channels, height and width have to be fixed"
 LIMITS = {
+    "BatchNormalization": "export it in evaluation mode, with constant parameters",
     "Dropout": "in training mode it drops other elements each time",
     "DepthToSpace": _FIXED,
     "Einsum": "the ellipsis may not be summed over; a diagonal has to be of fixed length",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from pqc import calibration, graph, layers, scales
+from pqc import batch_norm, calibration, graph, layers, scales
 from pqc.calibration import Calibration, Kind
 from pqc.errors import PassError, UnsupportedError
 from pqc.functions.fixed_quant import FIXED_QUANT, NEEDED_BITS, ROUNDINGS
@@ -166,7 +166,7 @@ def initial_bits(value: ir.Value, kind: Quantizer, layer: layers.Layer | None) -
         return np.full(shape, kind.bits.i, np.float32), np.full(shape, kind.bits.f, np.float32)
     assert layer is not None
     magnitude, signed = kind.bits.i + kind.bits.f, bool(kind.bits.k)
-    moved = np.moveaxis(graph.stored(value), input_axis(layer), 0)
+    moved = np.moveaxis(batch_norm.stored(value), input_axis(layer), 0)
     groups = np.reshape(moved if signed else np.maximum(moved, 0), (-1, kind.size, moved[0].size))
     lanes = groups.transpose(0, 2, 1).reshape(-1, kind.size).astype(np.float64)
     given = Kind(np.full(len(lanes), magnitude), signed, kind.plain_rounding, kind.overflow)
@@ -200,7 +200,7 @@ def parameter_shape(value: ir.Value, kind: Quantizer, layer: layers.Layer | None
         axis = _channel_axis(value, kind, layer, rank)
         return tuple(_length(value, axis) if place == axis else 1 for place in range(rank))
     if kind.granularity == PER_GROUP:
-        if layer is None or value is not layer.weight:
+        if layer is None or layers.source(value) is not layer.weight:
             raise UnsupportedError("groups are for weights", at=place, hint="use per_channel or per_element")
         inputs = _length(value, input_axis(layer))
         if inputs % kind.size:
@@ -215,7 +215,11 @@ def parameter_shape(value: ir.Value, kind: Quantizer, layer: layers.Layer | None
 def _channel_axis(value: ir.Value, kind: Quantizer, layer: layers.Layer | None, rank: int) -> int:
     place = f"tensor '{value.name}'"
     if kind.axis is None:
-        return (layer.output_axis % rank if value is layer.weight else 0) if layer is not None else min(1, rank - 1)
+        return (
+            (layer.output_axis % rank if layers.source(value) is layer.weight else 0)
+            if layer is not None
+            else min(1, rank - 1)
+        )
     if not -rank <= kind.axis < rank:
         raise UnsupportedError(f"it has no axis {kind.axis}", at=place, hint=f"axes are {-rank} to {rank - 1}")
     if layer is None and kind.axis % rank == 0:

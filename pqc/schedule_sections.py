@@ -292,6 +292,7 @@ class Training(Section):
     Args:
         normal_classes: train on rows of these classes only, with the input for the target; other classes are
             anomalies to test with.
+        batch_norm: `fold` it into the layers before anything else, or `train` it with statistics of its own.
     """
 
     loss: Annotated[str, _known(LOSSES, "loss")] = "cross-entropy"
@@ -306,6 +307,7 @@ class Training(Section):
     accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 0
+    batch_norm: Literal["fold", "train"] = "fold"
 
     @model_validator(mode="after")
     def _loss_options_exist(self) -> Training:
@@ -358,11 +360,17 @@ class EarlyStopping(Section):
 
 
 class Phase(Section):
-    """A stretch of epochs."""
+    """A stretch of epochs.
+
+    Args:
+        statistics: what a batch normalization that is trained normalizes with: those of the `batch`, which the running
+            ones follow, or the `running` ones as they stand.
+    """
 
     epochs: Annotated[int, Field(ge=0)] = 0
     quantize: bool = True
     bits: Literal["learned", "frozen"] = "learned"
+    statistics: Literal["batch", "running"] = "batch"
     learning_rate: LearningRate | None = None
     rates: dict[str, LearningRate] | None = None
     select: Literal["last", "best"] = "last"

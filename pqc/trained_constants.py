@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from pqc import layers
+from pqc.functions.batch_norm import FOLDED_WEIGHT
 from pqc.functions.multiplier import MULTIPLIER
 from pqc.functions.operator import Key
 
@@ -12,7 +13,7 @@ TRAINS = "pqc.trains"
 """The key of a node's metadata that tells the role of its second input, which is trained."""
 SLOPE, GAIN, SHIFT, RELU_MULTIPLIER = "slope", "gain", "shift", "relu_multiplier"
 ROLES = (SLOPE, GAIN, SHIFT, RELU_MULTIPLIER)
-ALWAYS: dict[Key, str] = {("", "PRelu"): SLOPE, MULTIPLIER.key: RELU_MULTIPLIER}
+ALWAYS: dict[Key, str] = {("", "PRelu"): SLOPE, MULTIPLIER.key: RELU_MULTIPLIER, FOLDED_WEIGHT.key: GAIN}
 """Operators whose second input is trained without a note."""
 
 

@@ -94,6 +94,8 @@ class Widths:
     def _of_masked(self, node: ir.Node, width: ir.Value) -> ir.Value:
         """The widths that a quantizer gives, none where a mask before it lets nothing through."""
         before = graph.operand(node, 0).producer()
+        if before is not None and layers.is_folded(before):
+            before = graph.operand(before, 0).producer()
         if not self.convention.zeros or before is None or not layers.applies_mask(before):
             return width
         return self._masked(width, graph.operand(before, 1))

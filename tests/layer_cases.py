@@ -29,16 +29,19 @@ class Case:
 
     def model(self) -> ir.Model:
         """x → layer → h → s → Tanh → y, with a batch of any length."""
-        random = np.random.default_rng(5)
-        size = self.x[-1] if self.dense else self.x[0]
-        shape = (size, size) if self.dense else (size, size, *[1] * (len(self.x) - 1))
         dims = ",".join(map(str, ("n", *self.x)))
         return onnx_model(
             f"(float[{dims}] x) => (y) {{ h = {'MatMul' if self.dense else 'Conv'} (x, before) {self.nodes} y = Tanh (s) }}",
             opset=self.opset,
-            before=random.normal(0, 0.7, shape),
+            before=self.before(),
             **self.arrays,
         )
+
+    def before(self) -> np.ndarray:
+        """The weight of the layer before."""
+        size = self.x[-1] if self.dense else self.x[0]
+        shape = (size, size) if self.dense else (size, size, *[1] * (len(self.x) - 1))
+        return np.random.default_rng(5).normal(0, 0.7, shape)
 
 
 def attributes(**given: object) -> str:

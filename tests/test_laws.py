@@ -175,6 +175,8 @@ BINARY = f"{FLOAT},insert-quant{{weights=binary/per_channel inputs=1,3,4}},calib
 HALF_UP = f"{FLOAT},insert-quant{{weights=1,0,3 inputs=1,1,1/per_channel/RND/bits}}"
 GATED = f"{HALF_UP},freeze-bits,lower-bits"
 WRAPPING = f"{FLOAT},insert-quant{{weights=1,0,3 inputs=1,1,2/WRAP}},fold-quant"
+NORMED = "normalize,train-batchnorm,legalize,insert-quant{inputs=1,3,4}"
+NORMED_LAST = f"{NORMED},insert-masks{{pruning-first=false}}"
 LOSS = "attach-loss{loss=mse},fix-batch{size=4}"
 EXPOSED = f"{LOSS},expose-parameters"
 STEP = f"{EXPOSED},differentiate,attach-optimizer"
@@ -189,7 +191,8 @@ PLACES = {
     "expand-softmax": ["normalize"],
     "expand-layernorm": ["normalize", "normalize,expand-softmax"],
     "unroll-recurrent": ["normalize"],
-    "legalize": ["normalize,fold-batchnorm"],
+    "train-batchnorm": ["normalize", "normalize,lower-gemm"],
+    "legalize": ["normalize,fold-batchnorm", "normalize"],
     "insert-quant": [FLOAT],
     "calibrate-quant": [QUANTIZED, SCALED, BINARY],
     "merge-quant": [QUANTIZED, LEARNED, f"{QUANTIZED},insert-quant{{outputs=1,5,9}}", FOLDED],
@@ -200,6 +203,7 @@ PLACES = {
     "attach-loss": [FLOAT, MASKED],
     "attach-costs": [f"{LEARNED},attach-loss{{loss=mse}}", f"{LEARNED},insert-masks,attach-loss{{loss=mse}}"],
     "attach-updates": [f"{MASKED_DST},attach-loss{{loss=mse}}", f"{MASKED_WANDA},attach-loss{{loss=mse}}"],
+    "attach-statistics": ["normalize,train-batchnorm,legalize", NORMED_LAST, f"{NORMED},insert-masks"],
     "expose-parameters": [f"{MASKED_WANDA},{LOSS},attach-updates", f"{MASKED},{LOSS}", f"{FLOAT},{LOSS}"],
     "attach-teacher": [f"{MASKED},{EXPOSED}", f"{FLOAT},{EXPOSED}"],
     "fix-batch": [FLOAT, f"{MASKED},attach-loss"],
@@ -214,9 +218,16 @@ PLACES = {
         f"{MASKED},{EXPOSED},lower-quant,batch-parameters",
         f"{LEARNED},attach-loss{{loss=mse}},attach-costs,fix-batch{{size=4}},expose-parameters",
         f"{SCALED},{EXPOSED},lower-quant,batch-parameters",
+        f"{NORMED},insert-masks,{LOSS},attach-statistics,attach-updates,expose-parameters,batch-parameters",
     ],
     "attach-optimizer": [f"{MASKED_LAST},{EXPOSED},differentiate"],
     "freeze-masks": [MASKED, MASKED_LAST, MASKED_DST],
+    "fold-statistics": [
+        NORMED,
+        f"{NORMED_LAST},freeze-masks",
+        f"{NORMED},insert-masks,freeze-masks",
+        f"{NORMED},insert-masks",
+    ],
     "freeze-bits": [LEARNED, SCALED],
     "lower-bits": [
         f"{HALF_UP},freeze-bits",
@@ -234,6 +245,7 @@ PLACES = {
     "shrink": [FLOAT, FOLDED, f"{QUANTIZED},fold-quant", f"{MASKED},freeze-masks,fold-masks"],
     "strip-training": [f"{MASKED},{STEP}", f"{FLOAT},attach-loss"],
     "write-bipolar": [BINARY, f"{BINARY},fold-quant"],
+    "lower-affine": ["normalize,legalize", "normalize,legalize,insert-quant{inputs=1,3,4},fold-quant"],
     "lower-bipolar": [f"{BINARY},fold-quant", f"{BINARY},fold-quant,write-bipolar"],
     "strip-softmax": [FLOAT, FOLDED],
     "lower-gemm": [FLOAT, FOLDED],

@@ -181,7 +181,10 @@ SEQUENCES = ("LSTM bidirectional states", "GRU forward reset last", "RNN reverse
 
 @pytest.mark.parametrize(
     ("name", "compression"),
-    [*((name, "masks") for name in (*CONVOLUTIONS, *SEQUENCES)), *((name, "learned bits") for name in CONVOLUTIONS)],
+    [
+        *((name, "masks") for name in (*CONVOLUTIONS, *SEQUENCES)),
+        *((name, "learned bits") for name in (*CONVOLUTIONS, "RNN reverse")),
+    ],
 )
 def test_quantizers_masks_and_bit_operations_reach_the_weights(name: str, compression: str) -> None:
     """Every matrix and kernel has its quantizer, its mask and a count, and the gradient goes through them."""

@@ -139,7 +139,7 @@ def test_a_misspelt_key_names_the_line_and_the_nearest(text: str, at: int, key: 
 def test_the_whole_text_of_a_misspelt_key(tmp_path: Path) -> None:
     assert str(refusal("training:\n  batchh: 3\n", tmp_path)) == (
         f"{tmp_path / 's.yaml'}:2: unknown key 'training.batchh'; did you mean 'batch'?\n"
-        "hint: known keys here: loss, loss_options, normal_classes, optimizer, learning_rate, rates, decays, clip, batch, accumulate, validation, seed"
+        "hint: known keys here: loss, loss_options, normal_classes, optimizer, learning_rate, rates, decays, clip, batch, accumulate, validation, seed, batch_norm"
     )
 
 

@@ -23,6 +23,7 @@ COST = Opset("pqc.cost", 1)
 LEARNED = Opset("pqc.learned", 1)
 OPTIMIZER = Opset("pqc.optimizer", 1)
 POOL = Opset("pqc.pool", 1)
+NORM = Opset("pqc.norm", 1)
 
 Key = tuple[str, str]
 

@@ -19,7 +19,7 @@ from pqc.hardware.ranges import input_shape
 from pqc.shapes import infer_shapes
 
 PREPARE = "strip-softmax,lower-reshape"
-LOWER = "lower-bipolar,fold-gates,raise-bits,lower-tables,lower-scales,lower-gemm,lower-pool,lower-conv"
+LOWER = "lower-affine,lower-bipolar,fold-gates,raise-bits,lower-tables,lower-scales,lower-gemm,lower-pool,lower-conv"
 
 
 @dataclass(frozen=True)

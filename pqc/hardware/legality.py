@@ -26,7 +26,7 @@ HINTS = {
     "Gemm": "run the pass lower-gemm",
     "Softmax": "end the network at its logits: run the pass strip-softmax before insert-quant",
     "LogSoftmax": "end the network at its logits: run the pass strip-softmax before insert-quant",
-    "BatchNormalization": "run the pass fold-batchnorm before training",
+    "BatchNormalization": "run the passes fold-batchnorm and legalize before training",
     "GlobalAveragePool": "run the pass lower-pool",
     "GlobalMaxPool": "run the pass lower-pool",
     "Reshape": "run the pass lower-reshape; only flattening is supported",

@@ -11,6 +11,7 @@ from pqc.lowering import norms, pools, recurrent, resize, transposed
 REWRITES: Mapping[str, Callable[[ir.Graph, ir.Node], int]] = {
     "ConvTranspose": transposed.lower,
     "Resize": resize.lower,
+    "BatchNormalization": norms.batch,
     "InstanceNormalization": norms.instance,
     "GroupNormalization": norms.group,
     "LayerNormalization": norms.layer,

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pqc import graph
+from pqc.blocks import BlockWriter
 from pqc.errors import UnsupportedError
 from pqc.trained_constants import GAIN, SHIFT
 from pqc.writer import Writer
@@ -35,6 +36,24 @@ def layer(main: ir.Graph, node: ir.Node) -> int:
     normalized, mean, inverse = _normalized(write, x, range(node.attributes.get_int("axis", -1) % rank - rank, 0))
     result = _affine(write, normalized, [*node.inputs[1:], None][:2], None)
     write.replace(result, mean, inverse)
+    return 1
+
+
+def batch(main: ir.Graph, node: ir.Node) -> int:
+    """BatchNormalization in inference: x · c + d, c = gain / sqrt(variance + epsilon), d = shift - mean c."""
+    x = graph.operand(node, 0)
+    arrays = [array for value in node.inputs[1:5] if (array := graph.constant(value)) is not None]
+    if node.attributes.get_int("training_mode", 0) or len(arrays) < 4 or x.shape is None:
+        return 0
+    gain, shift, mean, variance = (np.asarray(array, np.float64) for array in arrays)
+    factor = gain / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    form = (-1, *[1] * (len(x.shape) - 2))
+    write, result = BlockWriter(main, node), x
+    for operator, array, role in (("Mul", factor, GAIN), ("Add", shift - mean * factor, SHIFT)):
+        constant = write.constant(array.reshape(form).astype(np.float32), role)
+        result = write.add(operator, [result, constant], role, trains=role)
+        result.shape = x.shape
+    write.replace(result)
     return 1
 
 

@@ -76,7 +76,7 @@ class Stage:
         self._outputs = [value.name for value in start.graph.outputs]
         self._threshold = metrics.threshold(start.graph)
         self._evaluator = engine.Session(start, device=device, threads=threads)
-        pipeline.run(step, step_pipeline(schedule, batch, teacher))
+        pipeline.run(step, step_pipeline(schedule, batch, teacher, follow=phase.statistics == "batch"))
         self.optimizer = make_optimizer(
             schedule.training.optimizer.name,
             {key: write(value) for key, value in schedule.training.optimizer.options.items()},
@@ -157,8 +157,15 @@ def loss_pipeline(schedule: Schedule) -> str:
     return f"attach-loss{{loss={schedule.training.loss}{extra}}},{costs}"
 
 
-def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -> str:
-    """The pipeline text that makes a training step of the graph with its loss."""
+def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None, *, follow: bool = True) -> str:
+    """The pipeline text that makes a training step of the graph with its loss.
+
+    Args:
+        schedule: the plan.
+        batch: rows per step.
+        teacher: the file of the network that the schedule distills from.
+        follow: whether batch normalization that is trained follows the batches.
+    """
     training = schedule.training
     options = {key: write(value) for key, value in training.optimizer.options.items()}
     parts = [f"optimizer={training.optimizer.name}"]
@@ -178,6 +185,7 @@ def gradient_pipeline(schedule: Schedule, batch: int, teacher: Path | None = Non
     relax = "relax-overflow" + (
         "{keep-wraps=true}" if quantization is not None and quantization.wrap_in_training else ""
     )
+    updates = f"attach-statistics,{updates}" if follow and training.batch_norm == "train" else updates
     expose = ",".join([f"{updates},expose-parameters", *distill_pipeline(schedule, teacher), relax])
     dither = f"dither-quant{{seed={schedule.training.seed}}}"
     lower = f"fix-batch{{size={batch}}},{dither},lower-quant,lower-learned,batch-parameters"

@@ -21,8 +21,10 @@ from pqc.workflows.checks import check_inputs
 from pqc.workflows.sources import resolve
 
 NORMALIZE = "normalize,fold-constants,fold-batchnorm,lower-gemm"
+NORMALIZE_UNFOLDED = "normalize,fold-constants,lower-gemm"
+"""What comes before `compress` where batch normalization is trained."""
 FINALIZE = (
-    "freeze-masks,freeze-bits,fold-masks,fold-relu-multiplier,lower-bits,fold-quant,drop-wraps,lower-bits,"
+    "freeze-masks,fold-statistics,freeze-bits,fold-masks,fold-relu-multiplier,lower-bits,fold-quant,drop-wraps,lower-bits,"
     "write-bipolar,strip-training,normalize"
 )
 # lower-bits a second time for what drop-wraps lets saturate, which takes weights on their grid.
@@ -42,7 +44,8 @@ def is_cheap(model: ir.Model) -> bool:
 def compress_pipeline(plan: Schedule, calibration: Path | None) -> str:
     """The pipeline text that makes the compressible graph of a normalized one."""
     quantization, pruning = plan.quantization, plan.pruning
-    parts = [floating_pipeline(plan)]
+    parts = ["train-batchnorm"] if plan.training.batch_norm == "train" else []
+    parts += [floating_pipeline(plan)]
     if quantization is not None:
         parts += ["insert-relu-multiplier"] if quantization.relu_multiplier else []
         kinds = {name: getattr(quantization, name) for name in ("weights", "biases", "inputs", "outputs")}

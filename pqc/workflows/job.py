@@ -25,7 +25,7 @@ from pqc.training.front import FOLDER, Front
 from pqc.training.trainer import CHECKPOINT, Progress, Trainer
 from pqc.workflows import anomaly, front
 from pqc.workflows.checks import check_inputs, check_masks, check_outputs, labelled_by, outputs
-from pqc.workflows.compression import NORMALIZE, compress, finalize, is_cheap, teacher_of
+from pqc.workflows.compression import NORMALIZE, NORMALIZE_UNFOLDED, compress, finalize, is_cheap, teacher_of
 from pqc.workflows.environment import require_compiler, versions
 from pqc.workflows.firmware import Backend, IoType, record
 from pqc.workflows.sources import Source
@@ -101,11 +101,13 @@ class Job:
         listener: Listener | None,
         steps: list[pipeline.Step],
         teacher: ir.Model | None = None,
+        unfolded: ir.Model | None = None,
     ) -> None:
         self.source, self.plan, self.data, self.model = source, plan, dataset, model
         self.folder, self.options, self.listener = folder, options, listener
         self.steps = steps
         self.teacher = teacher
+        self.trainable = model if unfolded is None else unfolded
         self.clock = _Clock()
         self.history: list[dict[str, Any]] = []
         self.front: Front | None = None
@@ -126,8 +128,11 @@ class Job:
         engine.providers(options.device)
         if options.hls:
             require_compiler()
-        model = source.load()
-        steps = pipeline.run(model, NORMALIZE, verify_each=options.verify_each is not False)
+        model, verify = source.load(), options.verify_each is not False
+        unfolded = graph.copy(model) if plan.training.batch_norm == "train" else None
+        steps = pipeline.run(model, NORMALIZE, verify_each=verify)
+        if unfolded is not None:
+            steps = pipeline.run(unfolded, NORMALIZE_UNFOLDED, verify_each=verify)
         check_inputs(model)
         check_masks(model)
         teacher = teacher_of(model, plan)
@@ -151,7 +156,7 @@ class Job:
             dataset = anomaly.learn_normal(dataset, normal, model.graph)
         if not dataset.labelled:
             dataset = labelled_by(model, dataset, labels)
-        return cls(source, plan, dataset, model, folder, options, listener, steps, teacher)
+        return cls(source, plan, dataset, model, folder, options, listener, steps, teacher, unfolded)
 
     def train(self) -> ir.Model:
         """Compress, train, and write what came out."""
@@ -165,7 +170,9 @@ class Job:
         for path in () if resume else sorted((self.folder / FOLDER).glob("epoch-*.*")):
             path.unlink()
         with self.clock.part("compress", self.listener):
-            compressible, steps = compress(self.model, self.plan, self.data.train, self.folder, verify_each=self.verify)
+            compressible, steps = compress(
+                self.trainable, self.plan, self.data.train, self.folder, verify_each=self.verify
+            )
             graph.save(compressible, self.folder / "compressible.onnx")
             teacher = None if self.teacher is None else self.folder / "teacher.onnx"
             if self.teacher is not None and teacher is not None:
@@ -208,7 +215,7 @@ class Job:
         if self.plan.pruning.masks is not None:
             for name, mask in sorted(data.read(Path(self.plan.pruning.masks)).items()):
                 digest.update(name.encode() + mask.tobytes())
-        for model in (self.model, *([self.teacher] if self.teacher is not None else [])):
+        for model in (self.trainable, *([self.teacher] if self.teacher is not None else [])):
             for value in model.graph.initializers.values():
                 digest.update(f"{value.name}".encode() + graph.stored(value).tobytes())
             digest.update(pipeline.to_text(model).encode())
