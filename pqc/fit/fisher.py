@@ -75,7 +75,7 @@ class Estimator:
         step = graph.copy(model)
         pipeline.run(step, loss_pipeline(plain))
         entering = {str(layer.data.name): layer.name for layer in layers.layers(step.graph)}
-        pipeline.run(step, gradient_pipeline(plain, self.batch))
+        pipeline.run(step, gradient_pipeline(plain, self.batch, follow=False))
         self._activations = self._also_give(step, entering) if settings.activations else {}
         self._theta = np.array(graph.stored(step.graph.initializers[THETA]))
         self._places = _places(step, names)

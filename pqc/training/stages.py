@@ -173,11 +173,11 @@ def step_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None, *
     parts += ["decays=true"] if training.decays else []
     parts += [f"clip={training.clip}"] if training.clip is not None else []
     parts += [f"accumulate={training.accumulate}"] if training.accumulate > 1 else []
-    return f"{gradient_pipeline(schedule, batch, teacher)},attach-optimizer{{{' '.join(parts)}}}"
+    return f"{gradient_pipeline(schedule, batch, teacher, follow=follow)},attach-optimizer{{{' '.join(parts)}}}"
 
 
-def gradient_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None) -> str:
-    """The pipeline text that adds the gradient to the graph with its loss."""
+def gradient_pipeline(schedule: Schedule, batch: int, teacher: Path | None = None, *, follow: bool = True) -> str:
+    """The pipeline text that adds the gradient to the graph with its loss; arguments as of `step_pipeline`."""
     quantization = schedule.quantization
     updates = "attach-updates"
     if quantization is not None and quantization.learns_bits:
@@ -185,7 +185,7 @@ def gradient_pipeline(schedule: Schedule, batch: int, teacher: Path | None = Non
     relax = "relax-overflow" + (
         "{keep-wraps=true}" if quantization is not None and quantization.wrap_in_training else ""
     )
-    updates = f"attach-statistics,{updates}" if follow and training.batch_norm == "train" else updates
+    updates = f"attach-statistics,{updates}" if follow and schedule.training.batch_norm == "train" else updates
     expose = ",".join([f"{updates},expose-parameters", *distill_pipeline(schedule, teacher), relax])
     dither = f"dither-quant{{seed={schedule.training.seed}}}"
     lower = f"fix-batch{{size={batch}}},{dither},lower-quant,lower-learned,batch-parameters"
