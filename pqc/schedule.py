@@ -81,6 +81,8 @@ class Schedule(Section):
             raise ValueError("a pruning method needs phases.training.epochs; without training its masks mean nothing")
         if phases.fit is not None and info.data.get("pruning", Pruning()).masks is not None:
             raise ValueError("a search finds masks of its own; take out pruning.masks")
+        if phases.fit is not None and info.data.get("training", Training()).batch_norm == "train":
+            raise ValueError("a search measures weights with batch normalization folded; say training.batch_norm: fold")
         if phases.fit is not None and not phases.fit.keep_masks and method is None:
             raise ValueError("fit: keep_masks: false leaves the masks to a pruning method, and there is none")
         if phases.fit is not None and phases.fit.quantize and info.data.get("quantization") is None:

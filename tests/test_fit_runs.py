@@ -333,6 +333,7 @@ def test_a_search_needs_a_goal(tmp_path: Path) -> None:
     ("sections", "words"),
     [
         ({"pruning": {"masks": "m.npz"}}, "a search finds masks of its own"),
+        ({"training": {"batch_norm": "train"}}, "with batch normalization folded"),
         ({"quantization": None}, "a search of bit widths needs quantization"),
         ({"phases": {"pretraining": {"epochs": 3}}}, "needs quantize: false"),
     ],

@@ -30,6 +30,8 @@ from pqc.models.hept.sizes import SMALL, TASKS
 from pqc.workflows.compression import NORMALIZE
 
 TRACKER = tracking.DETECTOR
+PUBLISHED_SHARE = {"tracking": 168461 / 329400, "pileup": 137833 / 313979}
+"""The weights that the published networks keep; the schedules keep at most as many."""
 
 
 def network(task: str) -> ir.Model:
@@ -111,8 +113,11 @@ def test_hashes_sorts_and_blocks_equal_the_reference(task: str) -> None:
             orders.append((pair[0], pair[1]))
         expected = ref.block_attention(query.astype(np.float64), key.astype(np.float64), value, orders, size.block)
         summed = found["summed"].reshape(len(x), size.heads, size.tables, size.points, -1).sum(axis=2)
-        # rtol, atol: float32 exponentials of differences of squares of up to a few hundred.
-        np.testing.assert_allclose(summed[event, head][real], expected[real], rtol=2e-3, atol=2e-3)
+        # float32 exponentials of differences of squares: points that count for a query are about as long as it is.
+        squares = np.square(query[real].astype(np.float64)).sum(axis=-1, keepdims=True)
+        bound = (2e-3 + 2 * np.finfo(np.float32).eps * squares) * (1 + np.abs(expected[real]))
+        assert (np.abs(summed[event, head][real] - expected[real]) <= bound).all()
+        assert np.median(squares) < 1e4  # most are held to a few thousandths
         assert np.abs(expected[real]).max() > 0.1
 
 
@@ -333,8 +338,7 @@ def test_a_short_run(task: str, tmp_path: Path) -> None:
     source = workflows.resolve(f"hept_{task}")
     plan = workflows.load_plan(None, source, settings)
     summary = workflows.run(source, plan, None, tmp_path, workflows.RunOptions(hls=False))
-    left = {"tracking": 0.5114, "pileup": 0.439}[task]
-    assert summary["keep_ratio"] == pytest.approx(left, abs=1e-3)
+    assert PUBLISHED_SHARE[task] - 2e-3 < summary["keep_ratio"] <= PUBLISHED_SHARE[task]
     assert summary["clean_equals_trained"]
     assert summary["metric"] == metric_name(plan.training.loss)
     assert "TopK" in summary["hls"]["skipped"] and "GatherElements" in summary["hls"]["skipped"]
@@ -356,9 +360,7 @@ def test_a_short_run(task: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_schedule_prunes_to_the_published_share(task: str) -> None:
     plan, _ = schedule.read(f"hept-{task}", {})
-    assert 1 - plan.target.sparsity == pytest.approx(
-        {"tracking": 168461 / 329400, "pileup": 137833 / 313979}[task], abs=1e-3
-    )
+    assert PUBLISHED_SHARE[task] - 3e-3 < 1 - plan.target.sparsity <= PUBLISHED_SHARE[task]
 
 
 @pytest.mark.parametrize("task", TASKS)

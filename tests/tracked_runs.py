@@ -81,7 +81,7 @@ def assert_summary(client: Any, run: str, summary: dict[str, Any]) -> None:
     """The store has the numbers of the summary, by their places in it."""
     data = client.get_run(run).data
     flat = {key: value for key, value in summary.items() if type(value) in (int, float)}
-    for section in ("float", "trained", "clean", "timings"):
+    for section in ("float", "trained", "clean", "validation", "timings"):
         flat |= {f"{section}/{key}": value for key, value in summary[section].items()}
     flat["clean_equals_trained"] = 1.0 if summary["clean_equals_trained"] else 0.0
     assert {key.removeprefix("summary/"): value for key, value in data.metrics.items() if "summary/" in key} == flat

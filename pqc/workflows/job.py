@@ -107,11 +107,16 @@ class Job:
         self.folder, self.options, self.listener = folder, options, listener
         self.steps = steps
         self.teacher = teacher
-        self.trainable = model if unfolded is None else unfolded
+        self._unfolded = unfolded
         self.clock = _Clock()
         self.history: list[dict[str, Any]] = []
         self.front: Front | None = None
         self.verify = is_cheap(model) if options.verify_each is None else options.verify_each
+
+    @property
+    def trainable(self) -> ir.Model:
+        """What is compressed: the model, or where batch normalization is trained, the model with it."""
+        return self.model if self._unfolded is None else self._unfolded
 
     @classmethod
     def start(

@@ -75,7 +75,10 @@ class Setting:
         return found
 
 
-NETWORKS = (Network("jet_tagger", "cs-demo", (40, 60), (0.04, 0.007)),)
+NETWORKS = (
+    Network("jet_tagger", "cs-demo", (40, 60), (0.1, 0.04, 0.007)),
+    Network("resnet20", "resnet20", (15, 15), (0.1, 0.03)),
+)
 SEARCH = {"prune": True, "widths": [7, 6, 5, 4, 3], "sparsities": {"end": -2}}
 """Widths and shares of the reference's own configuration of the method."""
 SETTINGS = (
