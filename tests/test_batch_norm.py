@@ -342,6 +342,8 @@ COMPOSED: dict[str, tuple[str | None, dict[str, object], dict[str, object]]] = {
     ),
     "binary": (None, {}, PLAIN | {"weights": {"bits": "binary", "granularity": "per_channel"}}),
 }
+LONG = ("learned bits", "mdmm, chance", "autosparse, WRAP")
+"""Pairs of ten seconds each."""
 
 
 def image_network() -> ir.Model:
@@ -385,7 +387,9 @@ def running(trainer: Trainer) -> dict[str, np.ndarray]:
     return {key: trainer.state.values[key] for key in trainer.state.values if key.endswith((".mean", ".var"))}
 
 
-@pytest.mark.parametrize("name", COMPOSED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in COMPOSED]
+)
 def test_the_clean_model_computes_what_was_trained(name: str, tmp_path: Path) -> None:
     """Bit for bit, with every way to round and to prune; statistics, gains and biases have moved."""
     trainer = make_trainer(tmp_path, name, phases={"training": {"epochs": 3}})

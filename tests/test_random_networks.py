@@ -207,7 +207,7 @@ def assert_quantizes_and_exports(model: ir.Model, batch_norm: str) -> None:
 
 # Where an operator hides a length from ONNX's shape inference, qonnx says that it found another one.
 @pytest.mark.filterwarnings("ignore:Output shapes disagree:UserWarning")
-@settings(max_examples=25)
+@settings(max_examples=16)
 @given(networks(), st.sampled_from(sorted(BATCH_NORM)))
 def test_random_network(model: ir.Model, batch_norm: str) -> None:
     """Import, gradient, quantization, export."""
