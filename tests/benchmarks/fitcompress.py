@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_page
 
 HERE = Path(__file__).parents[2]
 BEGIN, END = "<!-- fitcompress: written by tests/benchmarks/fitcompress.py -->", "<!-- end of fitcompress -->"
@@ -170,13 +171,8 @@ def main() -> None:
     lines += [f"- {line}" for network in networks for line in tried(network)]
     text = "\n".join([f"Seeds {', '.join(map(str, options.seeds))}; mean and half the range.", "", *lines])
     print(text)
-    if options.models:
-        return
-    page = HERE / "docs" / "results.md"
-    before, rest = page.read_text().split(BEGIN)
-    temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
-    temporary.replace(page)
+    if not options.models:
+        results_page.write(BEGIN, END, text)
 
 
 if __name__ == "__main__":

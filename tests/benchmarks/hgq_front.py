@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_page
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -184,9 +185,7 @@ def main() -> None:
     text = table(found, options.epochs)
     print(text)
     if not options.dry:
-        page = DOCS / "results.md"
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+        results_page.write(BEGIN, END, text)
         plot(found, DOCS / "plots" / "hgq_front.svg")
 
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import results_page
+
 MODEL = "jet_tagger"
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 SEEDS = (0, 1, 2)
@@ -177,9 +179,7 @@ def write(found: dict[Run, dict[str, Any]]) -> None:
     float_accuracy = 100 * next(iter(found.values()))["float"]["accuracy"]
     head = f"The float model has {float_accuracy:.2f} %. In brackets: the weights that are not zero once rounded.\n"
     for page in PAGES:
-        before, rest = page.read_text().split(BEGIN)
-        _, after = rest.split(END)
-        page.write_text(f"{before}{BEGIN}\n\n{head}" + "\n".join(lines(found)) + f"\n\n{END}{after}")
+        results_page.write(BEGIN, END, head + "\n".join(lines(found)), page)
 
 
 def main() -> None:

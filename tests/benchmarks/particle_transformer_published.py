@@ -20,8 +20,9 @@ from typing import Any
 
 import click
 import numpy as np
+import results_page
 
-from pqc import files, graph, layers, masking, pipeline, schedule
+from pqc import graph, layers, masking, pipeline, schedule
 from pqc.functions.optimizers import make_optimizer
 from pqc.models.jet_constituents.generate import FEATURES, MASK
 from pqc.models.particle_transformer.export import export_published
@@ -29,7 +30,6 @@ from pqc.training.stages import loss_pipeline, step_pipeline
 from pqc.training.stepper import Stepper
 from pqc.workflows.compression import NORMALIZE, compress_pipeline
 
-PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 BEGIN = "<!-- particle transformer: written by tests/benchmarks/particle_transformer_published.py -->"
 END = "<!-- end of particle transformer -->"
 SIZES = {32: 32, 128: 4}
@@ -60,8 +60,7 @@ def main(particles: int | None, batch: int, steps: int) -> None:
         done = subprocess.run([sys.executable, __file__, *options], check=True, capture_output=True, text=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(json.dumps(found[-1]))
-    before, rest = PAGE.read_text().split(BEGIN)
-    files.write_text(PAGE, f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest.split(END)[1]}")
+    results_page.write(BEGIN, END, table(found))
 
 
 def table(found: list[Mapping[str, Any]]) -> str:

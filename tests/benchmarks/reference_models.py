@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_page
 
 HERE = Path(__file__).parents[2]
 BEGIN, END = (
@@ -114,13 +115,8 @@ def main() -> None:
     chosen = [case for case in CASES if not options.models or case.model in options.models]
     text = table(chosen, options.seeds)
     print(text)
-    if options.models:
-        return
-    page = HERE / "docs" / "results.md"
-    before, rest = page.read_text().split(BEGIN)
-    temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
-    temporary.replace(page)
+    if not options.models:
+        results_page.write(BEGIN, END, text)
 
 
 if __name__ == "__main__":

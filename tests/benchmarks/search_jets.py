@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import results_page
+
 MODEL = "jet_tagger"
-PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 BEGIN, END = "<!-- search: written by tests/benchmarks/search_jets.py -->", "<!-- end of search -->"
 SHORT = {"phases.training.epochs": "12", "phases.fine_tuning.epochs": "8"}
 SHIPPED = ("cs-demo", "magnitude")
@@ -104,8 +105,7 @@ def main() -> None:
     table = "\n".join(lines(found, defaults, arguments.out / "study"))
     print(table)
     if not arguments.dry:
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}")
+        results_page.write(BEGIN, END, table)
 
 
 if __name__ == "__main__":
