@@ -1,7 +1,8 @@
-"""Write files so that a reader sees the old one or the new one, never half of either."""
+"""Write files so that a reader sees the old one or the new one, never half of either; read them within bounds."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -44,6 +45,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` in one step."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def read_json(path: Path, most: int) -> Any:
+    """What a JSON file of at most `most` bytes holds.
+
+    Raises:
+        ValueError: it is larger, no JSON, or nested too deep.
+        OSError: it cannot be read.
+    """
+    if path.stat().st_size > most:
+        raise ValueError("it is too large")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def write_text(path: Path, content: str) -> None:

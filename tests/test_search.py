@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import onnx_model
+import searched_place
 
-from pqc import cli, graph, workflows
+from pqc import cli, workflows
 from pqc.errors import PqcError, ScheduleError, TrainingError, UsageError
 from pqc.report import study, study_plots
 from pqc.search import driver, request, samplers
@@ -50,14 +50,7 @@ trials: 4
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a schedule, a space, a model of one layer and data for it."""
-    rng = np.random.default_rng(2)
-    (tmp_path / "base.yaml").write_text(SCHEDULE)
-    (tmp_path / "space.yaml").write_text(SPACE)
-    weight = rng.normal(0, 0.5, (4, 3))
-    graph.save(onnx_model("(float[n,4] x) => (float[n,3] y) { y = MatMul (x, w) }", w=weight), tmp_path / "m.onnx")
-    x = rng.normal(size=(160, 4)).astype(np.float32)
-    np.savez(tmp_path / "d.npz", x=x, y=(x @ weight).argmax(axis=1))
+    searched_place.write(tmp_path, SCHEDULE, SPACE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
-from conftest import onnx_model
+import searched_place
 
-from pqc import graph, workflows
+from pqc import workflows
 from pqc.errors import PqcError, ScheduleError
 from pqc.search import request
 from pqc.search.trials import Outcome
@@ -53,14 +52,7 @@ class Silent:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a schedule, a space, a model of one layer and data for it."""
-    rng = np.random.default_rng(2)
-    (tmp_path / "base.yaml").write_text(SCHEDULE)
-    (tmp_path / "space.yaml").write_text(SPACE)
-    weight = rng.normal(0, 0.5, (4, 3))
-    graph.save(onnx_model("(float[n,4] x) => (float[n,3] y) { y = MatMul (x, w) }", w=weight), tmp_path / "m.onnx")
-    x = rng.normal(size=(160, 4)).astype(np.float32)
-    np.savez(tmp_path / "d.npz", x=x, y=(x @ weight).argmax(axis=1))
+    searched_place.write(tmp_path, SCHEDULE, SPACE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -14,6 +14,7 @@ from pqc import data, files, interrupts
 from pqc.errors import TrainingError
 from pqc.fit.nodes import Neighbourhood, Node
 
+MAX_HEADER_BYTES = 1_000_000
 HEADER = "search.json"
 EMPTY = np.zeros(0, np.uint8)
 """Stands for a digest that is missing."""
@@ -94,7 +95,7 @@ class Journal:
     def _check(self, fingerprint: str) -> None:
         path = self._folder / HEADER
         try:
-            known = json.loads(path.read_text())["fingerprint"]
+            known = files.read_json(path, MAX_HEADER_BYTES)["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError("the journal is damaged", at=str(path), hint="run without --resume") from error
         if known != fingerprint:

@@ -12,6 +12,7 @@ from pqc import files
 from pqc.errors import PqcError
 
 RESULT = "result.json"
+MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Outcome:
         """
         path = folder / RESULT
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content: dict[str, Any] = files.read_json(path, MAX_BYTES)
             return cls(**content)
         except FileNotFoundError:
             return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from pqc import graph, library, schedule
+from pqc import files, graph, library, schedule
 from pqc.errors import DataError, GraphError
 from pqc.schedule import Schedule
 from pqc.training import state as checkpoints
@@ -132,8 +132,6 @@ def _is_number(value: Any) -> bool:
 
 def _json(path: Path) -> Any:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError("it is too large")
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        return files.read_json(path, MAX_BYTES)
+    except ValueError as error:
         raise DataError(f"cannot read the file: {error}", at=str(path), hint="run `pqc run --resume`") from error

@@ -45,10 +45,8 @@ def read(folder: Path) -> Sent | None:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError("too large")
-        content = json.loads(path.read_bytes())
+        content = files.read_json(path, MAX_BYTES)
         versions = {str(name): str(version) for name, version in content["versions"].items()}
         return Sent(str(content["uri"]), str(content["run"]), str(content["model"]), versions)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrackingError("the file is damaged", at=str(path), hint=HINT) from error
