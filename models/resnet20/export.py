@@ -12,8 +12,6 @@ import numpy as np
 from pqc import data
 from pqc.models.exporting import descend, require_packages, steps, write
 
-from .network import build
-
 if TYPE_CHECKING:
     import torch
 
@@ -45,6 +43,8 @@ def main(folder: Path, out: Path, width: int, classes: int, epochs: int, batch: 
     """Train the network in float32, print its accuracies, and export it."""
     require_packages()
     import torch
+
+    from .network import build
 
     # One thread and a fixed seed: the same machine and torch give the same weights.
     torch.set_num_threads(1)
